@@ -1,0 +1,476 @@
+//! The two databases: connecting, and what each statement runs on.
+//!
+//! SQLite gets one connection for writing, on which the tasks of this process queue in fair order, and a
+//! few read-only ones. PostgreSQL gets one pool. This file and its neighbours in this crate are the only
+//! ones that may ask which of the two it is; everybody else writes portable SQL.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::sqlite::{
+    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor, Postgres, Sqlite};
+
+use crate::sql::Sql;
+use crate::values::{Record, Values};
+
+/// How long a statement waits for another process to let go of an SQLite file.
+const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// SQLite's own waiting grows to 100 ms between two looks and would miss the short times in which a busy
+/// process lets go. So a writer looks for this long, and then again, until [`SQLITE_BUSY_TIMEOUT`] is over.
+const SQLITE_WRITER_LOOK: Duration = Duration::from_millis(3);
+/// Read-only connections to one SQLite file: pages are read beside the writer, and more do not read faster.
+const SQLITE_READERS: u32 = 4;
+/// How long a task waits for a connection of its pool before it gives up.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A pooled connection that was used this recently is taken as alive.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// A session that holds the append lock and goes silent is ended by the server after this time.
+const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(35);
+/// Rows written by one statement: beyond this a longer statement is not faster.
+const ROWS_PER_STATEMENT: usize = 1_000;
+/// Values bound by one statement: SQLite takes 32,766.
+const VALUES_PER_STATEMENT: usize = 30_000;
+
+/// Which of the two databases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DatabaseKind {
+    /// An embedded file.
+    Sqlite,
+    /// A server.
+    Postgres,
+}
+
+impl DatabaseKind {
+    /// The database's own clock as an expression.
+    pub(crate) fn now(self) -> &'static str {
+        match self {
+            Self::Sqlite => "strftime('%Y-%m-%d %H:%M:%f000', 'now')",
+            Self::Postgres => "clock_timestamp()",
+        }
+    }
+}
+
+/// What an acknowledged append survives (S-08).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Everything: SQLite syncs each commit; PostgreSQL does what its server is set to.
+    #[default]
+    Full,
+    /// Only a crash of the program: a power cut may lose the last commits, never their order.
+    PowerCutMayLoseCommits,
+}
+
+/// How to connect.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What an acknowledged append survives.
+    pub durability: Durability,
+    /// Whether a missing SQLite file is created.
+    pub create: bool,
+    /// Connections to PostgreSQL.
+    pub connections: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { durability: Durability::Full, create: true, connections: 16 }
+    }
+}
+
+/// A connected database. Clones share their connections.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// An embedded file with one writer.
+    Sqlite {
+        /// The one connection that writes.
+        writer: SqlitePool,
+        /// Connections that only read.
+        readers: SqlitePool,
+        /// The file.
+        file: PathBuf,
+    },
+    /// A server.
+    Postgres {
+        /// Its connections.
+        pool: PgPool,
+    },
+}
+
+/// One connection out of a pool: plain sqlx, for the rare statement that is not portable.
+#[derive(Debug)]
+pub enum Connection {
+    /// To a file.
+    Sqlite(PoolConnection<Sqlite>),
+    /// To a server.
+    Postgres(PoolConnection<Postgres>),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The URL is neither of SQLite nor of PostgreSQL, or malformed.
+    #[error("not a database URL: {reason}; write sqlite:FILE or postgres://USER@HOST/DATABASE")]
+    InvalidUrl {
+        /// What is wrong with it, without the URL: it may hold a password.
+        reason: String,
+    },
+    /// There is no such file, and it was not to be created.
+    #[error("there is no database file {}", .0.display())]
+    NoSuchFile(PathBuf),
+    /// The file or its folder cannot be created.
+    #[error("could not create the database file {}", .0.display())]
+    CannotCreate(PathBuf, #[source] std::io::Error),
+    /// The database answered, or could not be reached.
+    #[error("could not connect to {target}")]
+    Refused {
+        /// Where to, without secrets.
+        target: String,
+        /// What it said.
+        #[source]
+        source: sqlx::Error,
+    },
+}
+
+impl Database {
+    /// Connects to `sqlite:FILE` or `postgres://…`.
+    ///
+    /// A new SQLite file gets mode 0600, its folder 0700: the log holds what people were told.
+    pub async fn connect(url: &str, options: &Options) -> Result<Self, ConnectError> {
+        let invalid = |error: sqlx::Error| ConnectError::InvalidUrl { reason: error.to_string() };
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            let connect = PgConnectOptions::from_str(url).map_err(invalid)?;
+            Self::connect_postgres(connect, options).await
+        } else if url.starts_with("sqlite:") {
+            let connect = SqliteConnectOptions::from_str(url).map_err(invalid)?;
+            Self::connect_sqlite(connect, options).await
+        } else {
+            Err(ConnectError::InvalidUrl { reason: "unknown kind of database".to_owned() })
+        }
+    }
+
+    async fn connect_postgres(connect: PgConnectOptions, options: &Options) -> Result<Self, ConnectError> {
+        let idle_limit = format!("{}ms", IDLE_IN_TRANSACTION_TIMEOUT.as_millis());
+        let mut connect = connect.application_name("herald").options([
+            ("idle_in_transaction_session_timeout", idle_limit.as_str()),
+            // Each statement must see what was committed before it: the proof of safe_head.rs needs it.
+            ("default_transaction_isolation", "read committed"),
+            ("default_transaction_read_only", "off"),
+        ]);
+        if options.durability == Durability::PowerCutMayLoseCommits {
+            connect = connect.options([("synchronous_commit", "off")]);
+        }
+        let target = format!("{}:{}", connect.get_host(), connect.get_port());
+        // The pool would repeat a refused connection until its time is up; the first one fails at once.
+        let refused = |source| ConnectError::Refused { target, source };
+        let first = connect.clone().disable_statement_logging().connect().await.map_err(refused)?;
+        let _ = first.close().await;
+        let pool = PgPoolOptions::new()
+            .max_connections(options.connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A round trip before each use would cost a third of an append; only long-idle ones are asked.
+            .test_before_acquire(false)
+            .before_acquire(|connection, state| {
+                Box::pin(async move { Ok(state.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok()) })
+            })
+            .connect_lazy_with(connect.disable_statement_logging());
+        Ok(Self::Postgres { pool })
+    }
+
+    async fn connect_sqlite(connect: SqliteConnectOptions, options: &Options) -> Result<Self, ConnectError> {
+        let file = connect.get_filename().to_owned();
+        if !file.exists() {
+            if !options.create {
+                return Err(ConnectError::NoSuchFile(file));
+            }
+            create_private(&file).map_err(|error| ConnectError::CannotCreate(file.clone(), error))?;
+        }
+        let synchronous = match options.durability {
+            Durability::Full => SqliteSynchronous::Full,
+            Durability::PowerCutMayLoseCommits => SqliteSynchronous::Normal,
+        };
+        let connect = connect
+            .disable_statement_logging()
+            .busy_timeout(SQLITE_BUSY_TIMEOUT)
+            .synchronous(synchronous)
+            .foreign_keys(true)
+            .optimize_on_close(false, None);
+        let refused = |source| ConnectError::Refused { target: file.display().to_string(), source };
+        let writer = SqlitePoolOptions::new()
+            .max_connections(1)
+            .after_connect(|connection, _| {
+                Box::pin(async move {
+                    let look = SQLITE_WRITER_LOOK.as_millis();
+                    connection.execute(AssertSqlSafe(format!("PRAGMA busy_timeout = {look}"))).await.map(drop)
+                })
+            })
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .test_before_acquire(false)
+            .connect_with(connect.clone().journal_mode(SqliteJournalMode::Wal))
+            .await
+            .map_err(refused)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(SQLITE_READERS)
+            .test_before_acquire(false)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(connect.read_only(true));
+        Ok(Self::Sqlite { writer, readers, file })
+    }
+
+    /// Which of the two databases this is.
+    pub fn kind(&self) -> DatabaseKind {
+        match self {
+            Self::Sqlite { .. } => DatabaseKind::Sqlite,
+            Self::Postgres { .. } => DatabaseKind::Postgres,
+        }
+    }
+
+    /// A connection that may write; on SQLite there is one, and its users queue in fair order.
+    pub(crate) async fn writer(&self) -> sqlx::Result<Connection> {
+        match self {
+            Self::Sqlite { writer, .. } => Ok(Connection::Sqlite(writer.acquire().await?)),
+            Self::Postgres { pool } => Ok(Connection::Postgres(pool.acquire().await?)),
+        }
+    }
+
+    /// A connection for reading only.
+    pub(crate) async fn reader(&self) -> sqlx::Result<Connection> {
+        match self {
+            Self::Sqlite { readers, .. } => Ok(Connection::Sqlite(readers.acquire().await?)),
+            Self::Postgres { pool } => Ok(Connection::Postgres(pool.acquire().await?)),
+        }
+    }
+
+    /// Runs one statement in a transaction of its own and says how many rows it touched.
+    pub async fn execute(&self, sql: impl Into<Sql>, values: impl Values) -> sqlx::Result<u64> {
+        let mut connection = self.writer().await?;
+        if connection.kind() == DatabaseKind::Postgres {
+            return connection.execute(sql.into(), values).await;
+        }
+        connection.begin().await?;
+        let result = connection.execute(sql.into(), values).await;
+        connection.run(if result.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+        result
+    }
+
+    /// Reads rows, outside of any transaction.
+    pub async fn fetch_all<T: Record>(
+        &self,
+        sql: impl Into<Sql>,
+        values: impl Values,
+    ) -> sqlx::Result<Vec<T>> {
+        self.reader().await?.fetch_all(sql.into(), values).await
+    }
+
+    /// Reads at most one row, outside of any transaction.
+    pub async fn fetch_optional<T: Record>(
+        &self,
+        sql: impl Into<Sql>,
+        values: impl Values,
+    ) -> sqlx::Result<Option<T>> {
+        self.reader().await?.fetch_optional(sql.into(), values).await
+    }
+
+    /// Closes every connection and waits until they are closed.
+    pub async fn close(&self) {
+        match self {
+            Self::Sqlite { writer, readers, .. } => {
+                readers.close().await;
+                writer.close().await;
+            }
+            Self::Postgres { pool } => pool.close().await,
+        }
+    }
+}
+
+impl Connection {
+    /// Runs literal SQL, of one statement or several, without values.
+    pub(crate) async fn run(&mut self, sql: &'static str) -> sqlx::Result<()> {
+        match self {
+            Self::Sqlite(connection) => connection.execute(sqlx::raw_sql(sql)).await.map(drop),
+            Self::Postgres(connection) => connection.execute(sqlx::raw_sql(sql)).await.map(drop),
+        }
+    }
+
+    /// Begins a transaction. On SQLite this takes the write lock at once: a transaction that reads first and
+    /// writes later could fail for reasons that no retry inside it can mend.
+    pub(crate) async fn begin(&mut self) -> sqlx::Result<()> {
+        if self.kind() == DatabaseKind::Postgres {
+            return self.run("BEGIN").await;
+        }
+        let start = tokio::time::Instant::now();
+        loop {
+            match self.run("BEGIN IMMEDIATE").await {
+                Err(error) if is_busy(&error) && start.elapsed() < SQLITE_BUSY_TIMEOUT => {}
+                result => return result,
+            }
+        }
+    }
+
+    pub(crate) fn kind(&self) -> DatabaseKind {
+        match self {
+            Self::Sqlite(_) => DatabaseKind::Sqlite,
+            Self::Postgres(_) => DatabaseKind::Postgres,
+        }
+    }
+
+    pub(crate) async fn execute(&mut self, sql: Sql, values: impl Values) -> sqlx::Result<u64> {
+        let sql = sql.for_database(self.kind());
+        match self {
+            Self::Sqlite(connection) => {
+                let query = sqlx::query_with(sql, sqlite_arguments(values)?);
+                Ok(query.execute(&mut **connection).await?.rows_affected())
+            }
+            Self::Postgres(connection) => {
+                let query = sqlx::query_with(sql, postgres_arguments(values)?);
+                Ok(query.execute(&mut **connection).await?.rows_affected())
+            }
+        }
+    }
+
+    pub(crate) async fn fetch_all<T: Record>(
+        &mut self,
+        sql: Sql,
+        values: impl Values,
+    ) -> sqlx::Result<Vec<T>> {
+        let sql = sql.for_database(self.kind());
+        match self {
+            Self::Sqlite(connection) => {
+                let query = sqlx::query_as_with(sql, sqlite_arguments(values)?);
+                query.fetch_all(&mut **connection).await
+            }
+            Self::Postgres(connection) => {
+                let query = sqlx::query_as_with(sql, postgres_arguments(values)?);
+                query.fetch_all(&mut **connection).await
+            }
+        }
+    }
+
+    pub(crate) async fn fetch_optional<T: Record>(
+        &mut self,
+        sql: Sql,
+        values: impl Values,
+    ) -> sqlx::Result<Option<T>> {
+        let sql = sql.for_database(self.kind());
+        match self {
+            Self::Sqlite(connection) => {
+                let query = sqlx::query_as_with(sql, sqlite_arguments(values)?);
+                query.fetch_optional(&mut **connection).await
+            }
+            Self::Postgres(connection) => {
+                let query = sqlx::query_as_with(sql, postgres_arguments(values)?);
+                query.fetch_optional(&mut **connection).await
+            }
+        }
+    }
+
+    /// Runs the statement over many rows at a time: `{rows}` becomes `(…), (…), …`.
+    pub(crate) async fn execute_many<V: Values>(&mut self, sql: &Sql, rows: Vec<V>) -> sqlx::Result<u64> {
+        let chunk = ROWS_PER_STATEMENT.min(VALUES_PER_STATEMENT / V::COUNT.max(1));
+        let mut touched = 0;
+        let mut rows = rows.into_iter().peekable();
+        while rows.peek().is_some() {
+            let chunk_rows: Vec<V> = rows.by_ref().take(chunk).collect();
+            let whole = chunk_rows.len() == chunk;
+            let text = sql.text().replace("{rows}", &placeholders(self.kind(), chunk_rows.len(), V::COUNT));
+            let text = AssertSqlSafe(text);
+            // Only whole chunks are worth a prepared statement: the last one has a length of its own.
+            touched += match self {
+                Self::Sqlite(connection) => {
+                    let mut arguments = SqliteArguments::default();
+                    for row in chunk_rows {
+                        row.add_to_sqlite(&mut arguments).map_err(sqlx::Error::Encode)?;
+                    }
+                    let query = sqlx::query_with(text, arguments).persistent(whole);
+                    query.execute(&mut **connection).await?.rows_affected()
+                }
+                Self::Postgres(connection) => {
+                    let mut arguments = PgArguments::default();
+                    for row in chunk_rows {
+                        row.add_to_postgres(&mut arguments).map_err(sqlx::Error::Encode)?;
+                    }
+                    let query = sqlx::query_with(text, arguments).persistent(whole);
+                    query.execute(&mut **connection).await?.rows_affected()
+                }
+            };
+        }
+        Ok(touched)
+    }
+
+    /// Has the connection closed instead of going back to its pool.
+    pub(crate) fn close_on_drop(&mut self) {
+        match self {
+            Self::Sqlite(connection) => connection.close_on_drop(),
+            Self::Postgres(connection) => connection.close_on_drop(),
+        }
+    }
+}
+
+/// Another process holds the write lock of the file.
+fn is_busy(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("5"))
+}
+
+fn sqlite_arguments(values: impl Values) -> sqlx::Result<SqliteArguments> {
+    let mut arguments = SqliteArguments::default();
+    values.add_to_sqlite(&mut arguments).map_err(sqlx::Error::Encode)?;
+    Ok(arguments)
+}
+
+fn postgres_arguments(values: impl Values) -> sqlx::Result<PgArguments> {
+    let mut arguments = PgArguments::default();
+    values.add_to_postgres(&mut arguments).map_err(sqlx::Error::Encode)?;
+    Ok(arguments)
+}
+
+/// `(?, ?), (?, ?)` for SQLite, which looks numbered ones up one by one (20,000 rows: 13.8 s against 74 ms).
+fn placeholders(kind: DatabaseKind, rows: usize, columns: usize) -> String {
+    let mut text = String::with_capacity(rows * columns * 7);
+    for row in 0..rows {
+        text.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 0..columns {
+            if column > 0 {
+                text.push_str(", ");
+            }
+            match kind {
+                DatabaseKind::Sqlite => text.push('?'),
+                DatabaseKind::Postgres => {
+                    text.push('$');
+                    text.push_str(&(row * columns + column + 1).to_string());
+                }
+            }
+        }
+        text.push(')');
+    }
+    text
+}
+
+/// An empty file that only its owner may read, in a folder that only its owner may enter.
+fn create_private(file: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+
+    if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_suit_each_database() {
+        assert_eq!(placeholders(DatabaseKind::Sqlite, 2, 2), "(?, ?), (?, ?)");
+        assert_eq!(placeholders(DatabaseKind::Postgres, 2, 2), "($1, $2), ($3, $4)");
+    }
+}

@@ -1,0 +1,88 @@
+//! What kind of failure an error is, so that callers can act: wait, tell a person, or give up.
+
+use std::error::Error;
+
+use crate::append::AppendError;
+use crate::database::ConnectError;
+
+/// What an error means for whoever met it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It may go away by itself: a conflict, a lock, a lost connection, a full disk. Try again.
+    Transient,
+    /// Nobody answers where the database should be. Try again, or correct the address.
+    Unreachable,
+    /// The password or the user is wrong, or the user lacks a right.
+    NotAllowed,
+    /// The database or its file cannot be written.
+    ReadOnly,
+    /// There is no such database, or the file is not one.
+    NoSuchDatabase,
+    /// Something else: a bug, or a value that does not fit.
+    Other,
+}
+
+impl Fault {
+    /// Looks through an error and its sources for the first one that tells.
+    pub fn of(error: &(dyn Error + 'static)) -> Self {
+        let mut current = Some(error);
+        while let Some(error) = current {
+            let fault = if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+                Self::of_sqlx(error)
+            } else if let Some(AppendError::WrongVersion { .. }) = error.downcast_ref() {
+                Self::Transient
+            } else if let Some(ConnectError::NoSuchFile(_)) = error.downcast_ref() {
+                Self::NoSuchDatabase
+            } else if let Some(ConnectError::CannotCreate(..)) = error.downcast_ref() {
+                Self::ReadOnly
+            } else {
+                Self::Other
+            };
+            if fault != Self::Other {
+                return fault;
+            }
+            current = error.source();
+        }
+        Self::Other
+    }
+
+    fn of_sqlx(error: &sqlx::Error) -> Self {
+        match error {
+            sqlx::Error::Io(error) => match error.kind() {
+                std::io::ErrorKind::ConnectionRefused
+                | std::io::ErrorKind::HostUnreachable
+                | std::io::ErrorKind::NetworkUnreachable
+                | std::io::ErrorKind::TimedOut
+                | std::io::ErrorKind::NotFound => Self::Unreachable,
+                // A connection that broke, or a name that could not be resolved just now.
+                _ => Self::Transient,
+            },
+            sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed | sqlx::Error::Tls(_) => Self::Transient,
+            sqlx::Error::Database(error) => Self::of_code(error.code().as_deref().unwrap_or_default()),
+            _ => Self::Other,
+        }
+    }
+
+    /// PostgreSQL has codes of five characters, SQLite has numbers.
+    fn of_code(code: &str) -> Self {
+        if let Ok(number) = code.parse::<i32>()
+            && code.len() < 5
+        {
+            // The low byte is the kind: 5 busy, 6 locked, 8 read-only, 10 I/O, 13 full, 14 cannot open, 26 no database.
+            return match number & 0xFF {
+                5 | 6 | 10 | 13 => Self::Transient,
+                8 | 14 => Self::ReadOnly,
+                26 | 11 => Self::NoSuchDatabase,
+                _ => Self::Other,
+            };
+        }
+        match code {
+            "28P01" | "28000" | "42501" => Self::NotAllowed,
+            "3D000" => Self::NoSuchDatabase,
+            "25006" => Self::ReadOnly,
+            "55P03" | "57P01" | "57P02" | "57P03" => Self::Transient,
+            _ if ["40", "53", "08", "58"].iter().any(|class| code.starts_with(class)) => Self::Transient,
+            _ => Self::Other,
+        }
+    }
+}

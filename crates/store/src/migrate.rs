@@ -1,0 +1,144 @@
+//! The schema: numbered migrations for both databases, embedded in the program.
+//!
+//! All of them run in one transaction under one lock, so two processes that start at once cannot meet in
+//! the middle. A database that is newer than the program is refused, since old code would misread it.
+//! (A migration library was considered: sqlx's takes no lock on SQLite, so two processes could collide.)
+
+use std::collections::BTreeSet;
+
+use crate::database::{Connection, Database, DatabaseKind};
+use crate::store::Store;
+use crate::tx::Tx;
+
+/// One step of the schema, under the same number and name for both databases.
+#[derive(Clone, Copy, Debug)]
+pub struct Migration {
+    /// Its number; numbers are given once and for all.
+    pub number: i64,
+    /// What it is about.
+    pub name: &'static str,
+    /// The statements for SQLite.
+    pub sqlite: &'static str,
+    /// The statements for PostgreSQL.
+    pub postgres: &'static str,
+}
+
+/// The migrations of the log itself.
+pub const MIGRATIONS: &[Migration] = &[Migration {
+    number: 1,
+    name: "log",
+    sqlite: include_str!("../../../migrations/sqlite/0001_log.sql"),
+    postgres: include_str!("../../../migrations/postgres/0001_log.sql"),
+}];
+
+/// How the schema of a database stands to the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schema {
+    /// Nothing there yet.
+    Missing,
+    /// There, with this many migrations still to run.
+    Behind(usize),
+    /// As the program expects it.
+    Current,
+    /// Newer than the program: it has a migration that the program does not know.
+    Newer(i64),
+}
+
+/// Why the schema could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// The database belongs to a newer program.
+    #[error(
+        "the database is newer than this program: it has migration {database}, the program ends at {program}; \
+         use the newer program"
+    )]
+    Newer {
+        /// The newest migration of the database.
+        database: i64,
+        /// The newest one that the program knows.
+        program: i64,
+    },
+    /// A migration failed; nothing was changed.
+    #[error("could not run migration {number:04}_{name}")]
+    Failed {
+        /// Its number.
+        number: i64,
+        /// Its name.
+        name: &'static str,
+        /// What the database said.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The database refused for another reason; nothing was changed.
+    #[error("could not bring the schema up to date")]
+    Database(#[from] sqlx::Error),
+}
+
+/// Taken by whoever migrates; the number is ours and means nothing to anybody else.
+const MIGRATION_LOCK: i64 = 0x6865_7261_6C64;
+
+/// Reads how the schema stands, without writing anything.
+pub(crate) async fn schema(database: &Database, known: &[Migration]) -> sqlx::Result<Schema> {
+    let exists: Option<(i64,)> = match database.kind() {
+        // The catalogues differ.
+        DatabaseKind::Sqlite => {
+            let sql = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'herald_migrations'";
+            database.fetch_optional(sql, ()).await?
+        }
+        DatabaseKind::Postgres => {
+            let sql = "SELECT CAST(1 AS BIGINT) WHERE to_regclass('herald_migrations') IS NOT NULL";
+            database.fetch_optional(sql, ()).await?
+        }
+    };
+    if exists.is_none() {
+        return Ok(Schema::Missing);
+    }
+    let applied = database.fetch_all::<(i64,)>("SELECT number FROM herald_migrations ORDER BY number", ()).await?;
+    Ok(compare(&applied, known))
+}
+
+fn compare(applied: &[(i64,)], known: &[Migration]) -> Schema {
+    let applied: BTreeSet<i64> = applied.iter().map(|row| row.0).collect();
+    let known: BTreeSet<i64> = known.iter().map(|migration| migration.number).collect();
+    if let Some(newer) = applied.difference(&known).last() {
+        return Schema::Newer(*newer);
+    }
+    match known.difference(&applied).count() {
+        0 => Schema::Current,
+        _ if applied.is_empty() => Schema::Missing,
+        missing => Schema::Behind(missing),
+    }
+}
+
+/// Runs what is missing, in the order of the numbers, and says how many that were.
+pub(crate) async fn migrate(store: &Store, tx: &mut Tx, known: &[Migration]) -> Result<usize, MigrateError> {
+    if let Connection::Postgres(_) = tx.connection() {
+        // SQLite's write lock is already held.
+        tx.fetch_optional::<(bool,)>("SELECT pg_advisory_xact_lock($1) IS NULL", (MIGRATION_LOCK,)).await?;
+    }
+    tx.execute(
+        "CREATE TABLE IF NOT EXISTS herald_migrations (number BIGINT PRIMARY KEY, name TEXT NOT NULL)",
+        (),
+    )
+    .await?;
+    let applied = tx.fetch_all::<(i64,)>("SELECT number FROM herald_migrations ORDER BY number", ()).await?;
+    if let Schema::Newer(database) = compare(&applied, known) {
+        let program = known.iter().map(|migration| migration.number).max().unwrap_or(0);
+        return Err(MigrateError::Newer { database, program });
+    }
+    let mut missing: Vec<&Migration> =
+        known.iter().filter(|migration| !applied.contains(&(migration.number,))).collect();
+    missing.sort_by_key(|migration| migration.number);
+    for migration in &missing {
+        let sql = match store.database().kind() {
+            DatabaseKind::Sqlite => migration.sqlite,
+            DatabaseKind::Postgres => migration.postgres,
+        };
+        let Migration { number, name, .. } = **migration;
+        let failed = |source| MigrateError::Failed { number, name, source };
+        tx.connection().run(sql).await.map_err(failed)?;
+        tx.execute("INSERT INTO herald_migrations (number, name) VALUES ($1, $2)", (number, name)).await?;
+        tracing::info!(migration = number, "ran migration {number:04}_{name}");
+    }
+    Ok(missing.len())
+}

@@ -1,0 +1,289 @@
+//! Reading the log: pages, forwards and backwards, of everything, of one stream, of some types.
+//!
+//! The unfiltered feed proves each hole. Every other read first takes the safe head and then reads no
+//! further than that; without the bound a filtered read could pass an event that is still being committed.
+
+use sqlx::postgres::PgRow;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{FromRow, Row};
+
+use crate::database::{Connection, DatabaseKind};
+use crate::event::{Event, Position};
+use crate::json::Json;
+use crate::sql::Sql;
+use crate::store::Store;
+use crate::stream_name::StreamName;
+use crate::tx::Tx;
+
+/// The largest page.
+pub const MAX_PAGE_EVENTS: usize = 10_000;
+
+/// Which events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    stream: Option<StreamName>,
+    types: Option<Vec<String>>,
+}
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Oldest first, from after a position.
+    Forwards,
+    /// Newest first, from before a position.
+    Backwards,
+}
+
+/// A page of events.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The events, in the order asked for.
+    pub events: Vec<Event>,
+    /// Reading forwards: everything up to here has been looked at, so a reader may move here even if the
+    /// last event that it wanted stands lower.
+    pub scanned_to: Position,
+}
+
+/// Why events could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// A row of the log cannot be what the program wrote.
+    #[error("the event at position {position} cannot be read")]
+    BadRow {
+        /// Its position.
+        position: Position,
+        /// What is wrong with it.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The connection leads to a read-only copy, which does not show who is appending.
+    #[error("this is a standby server, which cannot tell what is safe to read; connect to the primary")]
+    Standby,
+    /// The database refused.
+    #[error("could not read the log")]
+    Database(#[from] sqlx::Error),
+}
+
+impl Filter {
+    /// Everything.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// Only this stream.
+    #[must_use]
+    pub fn stream(mut self, stream: StreamName) -> Self {
+        self.stream = Some(stream);
+        self
+    }
+
+    /// Only these types; an empty list matches nothing.
+    #[must_use]
+    pub fn types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.types = Some(types.into_iter().map(Into::into).collect());
+        self
+    }
+
+    fn is_all(&self) -> bool {
+        *self == Self::all()
+    }
+}
+
+impl Store {
+    /// The next events after a position, oldest first, at most `limit` (and [`MAX_PAGE_EVENTS`]).
+    ///
+    /// No event is ever skipped: what a page leaves behind it can never get an event later.
+    pub async fn read(&self, filter: &Filter, after: Position, limit: usize) -> Result<Page, ReadError> {
+        let limit = page_limit(limit);
+        if filter.is_all() {
+            let events = self.read_contiguous(after, limit).await?;
+            let scanned_to = events.last().map_or(after, |event| event.position);
+            return Ok(Page { events, scanned_to });
+        }
+        // The head is taken before the snapshot of the read, never in the same statement.
+        let head = self.head().await?.position;
+        if head <= after {
+            return Ok(Page { events: Vec::new(), scanned_to: after });
+        }
+        let events = select(self, filter, after, Some(head), limit).await?;
+        let is_full = i64::try_from(events.len()) == Ok(limit);
+        let scanned_to = events.last().filter(|_| is_full).map_or(head, |event| event.position);
+        Ok(Page { events, scanned_to })
+    }
+
+    /// The events before a position (or from the end), newest first, at most `limit`.
+    pub async fn read_backwards(
+        &self,
+        filter: &Filter,
+        before: Option<Position>,
+        limit: usize,
+    ) -> Result<Vec<Event>, ReadError> {
+        let head = self.head().await?.position;
+        let up_to = before.map_or(head, |before| head.min(Position(before.0 - 1)));
+        let statement = Statement::new(filter, Position::START, Some(up_to), page_limit(limit))
+            .in_direction(Direction::Backwards);
+        statement.fetch(&mut self.database().reader().await?).await
+    }
+
+    /// The events of one stream from a version on, oldest first, at most `limit`.
+    ///
+    /// A stream has no holes, so this needs no head: it shows what is committed. Use it to rebuild state.
+    pub async fn read_stream(
+        &self,
+        stream: &StreamName,
+        from_version: i64,
+        limit: usize,
+    ) -> Result<Vec<Event>, ReadError> {
+        read_stream(&mut self.database().reader().await?, stream, from_version, page_limit(limit)).await
+    }
+
+    /// As [`Store::read_stream`], inside a transaction.
+    pub async fn read_stream_in(
+        &self,
+        tx: &mut Tx,
+        stream: &StreamName,
+        from_version: i64,
+        limit: usize,
+    ) -> Result<Vec<Event>, ReadError> {
+        tx.usable()?;
+        read_stream(tx.connection(), stream, from_version, page_limit(limit)).await
+    }
+}
+
+fn page_limit(limit: usize) -> i64 {
+    i64::try_from(limit.min(MAX_PAGE_EVENTS)).unwrap_or(i64::MAX)
+}
+
+const COLUMNS: &str = "position, stream, version, type, payload, metadata, id, correlation_id, causation_id, \
+                       recorded_at";
+
+/// The columns of an event in the order in which [`EventRow`] reads them.
+fn columns(kind: DatabaseKind) -> String {
+    match kind {
+        DatabaseKind::Sqlite => COLUMNS.to_owned(),
+        // JSONB is read as text: a parsed value would only be printed again.
+        DatabaseKind::Postgres => COLUMNS.replace("metadata", "metadata::text"),
+    }
+}
+
+async fn read_stream(
+    connection: &mut Connection,
+    stream: &StreamName,
+    from_version: i64,
+    limit: i64,
+) -> Result<Vec<Event>, ReadError> {
+    let columns = columns(connection.kind());
+    let sql = Sql::built(format!(
+        "SELECT {columns} FROM herald_events WHERE stream = $1 AND version >= $2 ORDER BY version LIMIT $3"
+    ));
+    let rows: Vec<EventRow> = connection.fetch_all(sql, (stream.as_str(), from_version, limit)).await?;
+    rows.into_iter().map(|row| row.0).collect()
+}
+
+/// Reads what is visible after a position and up to another one. No promise about holes: see the callers.
+pub(crate) async fn select(
+    store: &Store,
+    filter: &Filter,
+    after: Position,
+    up_to: Option<Position>,
+    limit: i64,
+) -> Result<Vec<Event>, ReadError> {
+    let statement = Statement::new(filter, after, up_to, limit);
+    statement.fetch(&mut store.database().reader().await?).await
+}
+
+struct Statement<'a> {
+    filter: &'a Filter,
+    after: Position,
+    up_to: Position,
+    limit: i64,
+    direction: Direction,
+}
+
+impl<'a> Statement<'a> {
+    fn new(filter: &'a Filter, after: Position, up_to: Option<Position>, limit: i64) -> Self {
+        let up_to = up_to.unwrap_or(Position(i64::MAX));
+        Self { filter, after, up_to, limit, direction: Direction::Forwards }
+    }
+
+    fn in_direction(mut self, direction: Direction) -> Self {
+        self.direction = direction;
+        self
+    }
+
+    /// The text, with a place for each value: bounds and limit first, then stream, then types.
+    fn text(&self, kind: DatabaseKind) -> Sql {
+        let mut text = format!(
+            "SELECT {} FROM herald_events WHERE position > $1 AND position <= $2",
+            columns(kind)
+        );
+        let mut place = 4;
+        if self.filter.stream.is_some() {
+            text.push_str(&format!(" AND stream = ${place}"));
+            place += 1;
+        }
+        if let Some(types) = &self.filter.types {
+            let places: Vec<String> = (place..place + types.len()).map(|place| format!("${place}")).collect();
+            text.push_str(&format!(" AND type IN ({})", places.join(", ")));
+        }
+        text.push_str(match self.direction {
+            Direction::Forwards => " ORDER BY position LIMIT $3",
+            Direction::Backwards => " ORDER BY position DESC LIMIT $3",
+        });
+        Sql::built(text)
+    }
+
+    async fn fetch(&self, connection: &mut Connection) -> Result<Vec<Event>, ReadError> {
+        let types = self.filter.types.as_deref().unwrap_or_default();
+        if self.filter.types.is_some() && types.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sql = self.text(connection.kind()).for_database(connection.kind());
+        let stream = self.filter.stream.as_ref().map(StreamName::as_str);
+        // The number of values is known at run time only, so they are bound one by one.
+        let rows: Vec<EventRow> = match connection {
+            Connection::Sqlite(connection) => {
+                let query = sqlx::query_as(sql).bind(self.after).bind(self.up_to).bind(self.limit);
+                let values = stream.into_iter().chain(types.iter().map(String::as_str));
+                values.fold(query, |query, value| query.bind(value)).fetch_all(&mut **connection).await?
+            }
+            Connection::Postgres(connection) => {
+                let query = sqlx::query_as(sql).bind(self.after).bind(self.up_to).bind(self.limit);
+                let values = stream.into_iter().chain(types.iter().map(String::as_str));
+                values.fold(query, |query, value| query.bind(value)).fetch_all(&mut **connection).await?
+            }
+        };
+        rows.into_iter().map(|row| row.0).collect()
+    }
+}
+
+/// A row of the log, or why it is none.
+struct EventRow(Result<Event, ReadError>);
+
+macro_rules! event_row {
+    ($row:ty) => {
+        impl<'r> FromRow<'r, $row> for EventRow {
+            fn from_row(row: &'r $row) -> sqlx::Result<Self> {
+                let position = row.try_get(0)?;
+                let event = || -> Result<Event, Box<dyn std::error::Error + Send + Sync>> {
+                    Ok(Event {
+                        position,
+                        stream: StreamName::new(row.try_get::<String, _>(1)?)?,
+                        version: row.try_get(2)?,
+                        event_type: row.try_get(3)?,
+                        payload: Json::stored(row.try_get(4)?),
+                        metadata: Json::stored(row.try_get(5)?),
+                        id: row.try_get(6)?,
+                        correlation_id: row.try_get(7)?,
+                        causation_id: row.try_get(8)?,
+                        recorded_at: row.try_get(9)?,
+                    })
+                };
+                Ok(Self(event().map_err(|source| ReadError::BadRow { position, source })))
+            }
+        }
+    };
+}
+
+event_row!(SqliteRow);
+event_row!(PgRow);

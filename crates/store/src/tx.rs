@@ -1,0 +1,159 @@
+//! One transaction, on either database: what an owner commits and everybody else is lent.
+//!
+//! A handler gets `&mut Tx` and cannot commit, since commit takes it by value. A statement that failed
+//! poisons the transaction: whoever swallows the error finds every later call and the commit refused.
+//! A transaction that is dropped half-way closes its connection, so nothing of it ever comes back.
+
+use crate::database::{Connection, Database, DatabaseKind};
+use crate::sql::Sql;
+use crate::values::{Record, Values};
+use crate::wake::Signal;
+
+/// An open transaction.
+#[derive(Debug)]
+pub struct Tx {
+    connection: Connection,
+    signal: Signal,
+    /// What the first failed statement said.
+    failure: Option<String>,
+    open: bool,
+    appended: bool,
+}
+
+/// A place inside a transaction to go back to.
+#[derive(Debug)]
+#[must_use]
+pub struct Savepoint(());
+
+impl Tx {
+    pub(crate) async fn begin(database: &Database, signal: Signal) -> sqlx::Result<Self> {
+        let connection = database.writer().await?;
+        let mut tx = Self { connection, signal, failure: None, open: true, appended: false };
+        tx.connection.begin().await?;
+        Ok(tx)
+    }
+
+    /// Which database this runs on.
+    pub fn kind(&self) -> DatabaseKind {
+        self.connection.kind()
+    }
+
+    /// Runs one statement and says how many rows it touched.
+    pub async fn execute(&mut self, sql: impl Into<Sql>, values: impl Values) -> sqlx::Result<u64> {
+        self.usable()?;
+        let result = self.connection.execute(sql.into(), values).await;
+        self.remember(result)
+    }
+
+    /// Runs `INSERT … VALUES {rows} …` (or any statement with `{rows}`) over all rows, many at a time, and
+    /// says how many rows it touched. On PostgreSQL one conflict key must not stand in it twice: fold first.
+    pub async fn execute_many<V: Values>(&mut self, sql: impl Into<Sql>, rows: Vec<V>) -> sqlx::Result<u64> {
+        self.usable()?;
+        let result = self.connection.execute_many(&sql.into(), rows).await;
+        self.remember(result)
+    }
+
+    /// Reads rows.
+    pub async fn fetch_all<T: Record>(
+        &mut self,
+        sql: impl Into<Sql>,
+        values: impl Values,
+    ) -> sqlx::Result<Vec<T>> {
+        self.usable()?;
+        let result = self.connection.fetch_all(sql.into(), values).await;
+        self.remember(result)
+    }
+
+    /// Reads at most one row.
+    pub async fn fetch_optional<T: Record>(
+        &mut self,
+        sql: impl Into<Sql>,
+        values: impl Values,
+    ) -> sqlx::Result<Option<T>> {
+        self.usable()?;
+        let result = self.connection.fetch_optional(sql.into(), values).await;
+        self.remember(result)
+    }
+
+    /// Plain sqlx on this transaction's connection, for a statement that only one database knows.
+    /// Failures there are yours: they do not poison the transaction.
+    pub fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    /// Marks a place to go back to, for work that is allowed to fail.
+    pub async fn savepoint(&mut self) -> sqlx::Result<Savepoint> {
+        self.usable()?;
+        let result = self.connection.run("SAVEPOINT attempt").await;
+        self.remember(result)?;
+        Ok(Savepoint(()))
+    }
+
+    /// Keeps what was done since the savepoint; refused if a statement failed since.
+    pub async fn release(&mut self, _: Savepoint) -> sqlx::Result<()> {
+        self.usable()?;
+        let result = self.connection.run("RELEASE SAVEPOINT attempt").await;
+        self.remember(result)
+    }
+
+    /// Undoes everything since the savepoint, its failures too.
+    pub async fn roll_back_to(&mut self, _: Savepoint) -> sqlx::Result<()> {
+        self.failure = None;
+        let result =
+            self.connection.run("ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt").await;
+        self.remember(result)
+    }
+
+    /// Commits. Refused, and rolled back, if a statement of this transaction failed.
+    pub async fn commit(mut self) -> sqlx::Result<()> {
+        if let Err(error) = self.usable() {
+            self.rollback().await;
+            return Err(error);
+        }
+        self.connection.run("COMMIT").await?;
+        self.open = false;
+        if self.appended {
+            self.signal.send();
+        }
+        Ok(())
+    }
+
+    /// Undoes everything. If even that fails the connection is closed, which undoes it as well.
+    pub async fn rollback(mut self) {
+        if self.connection.run("ROLLBACK").await.is_ok() {
+            self.open = false;
+        }
+    }
+
+    pub(crate) fn usable(&self) -> sqlx::Result<()> {
+        match &self.failure {
+            None => Ok(()),
+            Some(first) => Err(sqlx::Error::Protocol(format!(
+                "the transaction is refused because an earlier statement in it failed: {first}"
+            ))),
+        }
+    }
+
+    pub(crate) fn remember<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
+        if let Err(error) = &result
+            && self.failure.is_none()
+        {
+            self.failure = Some(error.to_string());
+        }
+        result
+    }
+
+    /// Notes that this transaction appends; says whether it is the first time.
+    pub(crate) fn note_append(&mut self) -> bool {
+        !std::mem::replace(&mut self.appended, true)
+    }
+}
+
+impl Drop for Tx {
+    /// Nobody waited for the end: what the server still does with this connection is unknown, so it goes.
+    fn drop(&mut self) {
+        if self.open {
+            self.connection.close_on_drop();
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! Wake-up: a hint that something was committed, in this process or in another one.
+//!
+//! A hint is never needed for correctness: who waits also looks again after a while. Inside a process it
+//! travels by a channel. Between processes it travels on PostgreSQL by a NOTIFY that is sent after the
+//! commit, at most one in five milliseconds (a NOTIFY inside each append serialises all commits), and on
+//! SQLite by a change counter of the file that the waiting process looks at.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::PgListener;
+use tokio::sync::watch;
+
+use crate::database::{Connection, Database};
+
+/// NOTIFYs of one process are at least this far apart.
+const NOTIFY_PAUSE: Duration = Duration::from_millis(5);
+/// How often a waiting process looks at the change counter of an SQLite file.
+const SQLITE_LOOK: Duration = Duration::from_millis(20);
+/// How long a lost listening connection is left alone before the next try.
+const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Tells the waiting tasks of this process, and marks that other processes should be told.
+#[derive(Clone, Debug)]
+pub(crate) struct Signal {
+    here: Arc<watch::Sender<u64>>,
+    elsewhere: Arc<watch::Sender<Outgoing>>,
+}
+
+/// What other processes are still to be told.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outgoing {
+    pending: bool,
+    stopped: bool,
+}
+
+impl Signal {
+    pub(crate) fn new() -> Self {
+        Self { here: Arc::new(watch::Sender::new(0)), elsewhere: Arc::new(watch::Sender::new(Outgoing::default())) }
+    }
+
+    /// Something was committed by this process.
+    pub(crate) fn send(&self) {
+        // Under load somebody is told already; waking the notifier again would only cost.
+        self.elsewhere.send_if_modified(|outgoing| !std::mem::replace(&mut outgoing.pending, true));
+        self.heard();
+    }
+
+    /// Nothing more will be sent: the notifier sends what is pending and ends.
+    pub(crate) fn stop(&self) {
+        self.elsewhere.send_modify(|outgoing| outgoing.stopped = true);
+    }
+
+    /// Something was committed, by whomever.
+    fn heard(&self) {
+        self.here.send_modify(|count| *count += 1);
+    }
+
+    pub(crate) fn wake(&self) -> Wake {
+        Wake(self.here.subscribe())
+    }
+
+    pub(crate) fn elsewhere(&self) -> Arc<watch::Sender<Outgoing>> {
+        Arc::clone(&self.elsewhere)
+    }
+}
+
+/// Waits for the next hint. Take it (arm it) before you look, so that nothing falls between.
+#[derive(Clone, Debug)]
+pub struct Wake(watch::Receiver<u64>);
+
+impl Wake {
+    /// Forgets the hints so far: what follows will see their causes.
+    pub fn arm(&mut self) {
+        self.0.mark_unchanged();
+    }
+
+    /// Returns at the first hint since [`Wake::arm`], or after the time-out.
+    pub async fn wait(&mut self, at_most: Duration) {
+        // A closed channel means that the store is gone; then only the time-out is left.
+        if let Ok(Err(_)) = tokio::time::timeout(at_most, self.0.changed()).await {
+            tokio::time::sleep(at_most).await;
+        }
+    }
+}
+
+/// The name on which processes that share a log notify each other: the same database and schema.
+const CHANNEL: &str = "SELECT 'herald_' || 'herald_positions'::regclass::oid::text";
+const NOTIFY: &str = "SELECT pg_notify('herald_' || 'herald_positions'::regclass::oid::text, '')";
+
+/// Sends what this process committed to the others, until told to stop; then once more if need be, so
+/// that a command which ends right after its append is heard.
+pub(crate) async fn notify_others(database: Database, elsewhere: Arc<watch::Sender<Outgoing>>) {
+    let Database::Postgres { pool } = database else { return };
+    let mut changes = elsewhere.subscribe();
+    loop {
+        // The sender lives as long as this task holds it.
+        let Ok(now) = changes.wait_for(|outgoing| outgoing.pending || outgoing.stopped).await.map(|now| *now)
+        else {
+            return;
+        };
+        if !now.stopped {
+            tokio::time::sleep(NOTIFY_PAUSE).await;
+        }
+        let mut pending = false;
+        elsewhere.send_if_modified(|outgoing| {
+            pending = std::mem::replace(&mut outgoing.pending, false);
+            false
+        });
+        if pending && let Err(error) = sqlx::query(NOTIFY).execute(&pool).await {
+            tracing::debug!(%error, "could not notify other processes; they will look by themselves");
+        }
+        if now.stopped {
+            return;
+        }
+    }
+}
+
+/// Listens for commits of other processes and passes them on, until `stop` resolves.
+pub(crate) async fn listen(database: &Database, signal: &Signal, stop: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stop => {}
+        () = async {
+            loop {
+                if let Err(error) = listen_once(database, signal).await {
+                    tracing::warn!(%error, "lost the wake-up connection; looking at intervals until it is back");
+                }
+                tokio::time::sleep(RECONNECT_PAUSE).await;
+                // Whatever came while nobody listened is looked for now.
+                signal.heard();
+            }
+        } => {}
+    }
+}
+
+async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
+    match database {
+        Database::Postgres { pool } => {
+            let channel: String = sqlx::query_scalar(CHANNEL).fetch_one(pool).await?;
+            let mut listener = PgListener::connect_with(pool).await?;
+            listener.listen(&channel).await?;
+            loop {
+                // None: the connection was lost and is back; something may have been missed meanwhile.
+                listener.try_recv().await?;
+                signal.heard();
+            }
+        }
+        Database::Sqlite { .. } => {
+            let Connection::Sqlite(mut connection) = database.reader().await? else { return Ok(()) };
+            let mut seen = 0_i64;
+            loop {
+                // Counts the commits of other connections to this file, as this connection sees them.
+                let now = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *connection).await?;
+                if now != seen {
+                    seen = now;
+                    signal.heard();
+                }
+                tokio::time::sleep(SQLITE_LOOK).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hint_between_arming_and_waiting_is_not_lost() {
+        let signal = Signal::new();
+        let mut wake = signal.wake();
+        wake.arm();
+        signal.send();
+        let before = tokio::time::Instant::now();
+        wake.wait(Duration::from_secs(60)).await;
+        assert!(before.elapsed() < Duration::from_secs(1));
+    }
+}
