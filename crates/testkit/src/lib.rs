@@ -1,1 +1,11 @@
-//! placeholder
+//! What the tests of this workspace stand on: real databases that come and go with the test process.
+//!
+//! Never part of a release: crates name it under `[dev-dependencies]` only.
+
+mod cluster;
+mod server;
+mod shared;
+
+pub use cluster::{Cluster, ClusterError};
+pub use server::{NoServer, Server};
+pub use shared::{own_postgres_or_left_out, postgres_or_left_out, shared_postgres_url};
