@@ -3,9 +3,11 @@
 //! Never part of a release: crates name it under `[dev-dependencies]` only.
 
 mod cluster;
+mod database;
 mod server;
 mod shared;
 
 pub use cluster::{Cluster, ClusterError};
+pub use database::{T0, TestDatabase};
 pub use server::{NoServer, Server};
 pub use shared::{own_postgres_or_left_out, postgres_or_left_out, shared_postgres_url};

@@ -1,0 +1,3 @@
+//! The whole system through its public doors, on both databases. One binary: it links once.
+
+mod append;
