@@ -1,3 +1,4 @@
 //! The whole system through its public doors, on both databases. One binary: it links once.
 
 mod append;
+mod engine;

@@ -95,7 +95,9 @@ pub enum AppendError {
     RefusedHere(&'static str),
     /// The connection broke while the append was under way: it may or may not be in the log. Repeating it
     /// with the same event ids is safe.
-    #[error("the connection broke during the append, so its outcome is unknown; repeat it with the same event ids")]
+    #[error(
+        "the connection broke during the append, so its outcome is unknown; repeat it with the same event ids"
+    )]
     OutcomeUnknown(#[source] sqlx::Error),
     /// The database refused; nothing was written.
     #[error("could not append")]
@@ -193,7 +195,9 @@ impl Store {
         let mut appends = appends;
         let already = leave_out_stored_derived(tx, &mut appends).await?;
         let mut order: Vec<usize> = (0..appends.len()).filter(|i| !appends[*i].events.is_empty()).collect();
-        order.sort_by(|a, b| appends[*a].stream.as_str().as_bytes().cmp(appends[*b].stream.as_str().as_bytes()));
+        order.sort_by(|a, b| {
+            appends[*a].stream.as_str().as_bytes().cmp(appends[*b].stream.as_str().as_bytes())
+        });
         let sorted: Vec<&Append> = order.iter().map(|i| &appends[*i]).collect();
         let outcomes = match tx.kind() {
             _ if sorted.is_empty() => Vec::new(),
@@ -274,7 +278,9 @@ async fn append_on_postgres(
     let rows: Vec<(String, Option<Version>, Option<Position>)> = sqlx::query_as(APPEND)
         .bind(appends.iter().map(|append| append.stream.as_str()).collect::<Vec<_>>())
         .bind(appends.iter().map(|append| expected_number(append.expected)).collect::<Vec<_>>())
-        .bind(appends.iter().map(|append| i32::try_from(append.events.len()).unwrap_or(0)).collect::<Vec<_>>())
+        .bind(
+            appends.iter().map(|append| i32::try_from(append.events.len()).unwrap_or(0)).collect::<Vec<_>>(),
+        )
         .bind(events().map(|event| event.id).collect::<Vec<_>>())
         .bind(events().map(|event| event.event_type.as_str()).collect::<Vec<_>>())
         .bind(events().map(|event| event.payload.as_str()).collect::<Vec<_>>())
@@ -368,8 +374,7 @@ async fn write_on_sqlite(
         rows,
     )
     .await?;
-    let last: Option<(Position,)> =
-        tx.fetch_optional("SELECT MAX(position) FROM herald_events", ()).await?;
+    let last: Option<(Position,)> = tx.fetch_optional("SELECT MAX(position) FROM herald_events", ()).await?;
     Ok(Appended { position: last.map(|row| row.0), version: Some(reached), replayed: false })
 }
 
@@ -386,18 +391,21 @@ struct StoredId {
 
 /// Which of these ids the log has.
 async fn stored_ids(connection: &mut Connection, ids: &[Uuid]) -> sqlx::Result<HashMap<Uuid, StoredId>> {
-    const COLUMNS: &str = "SELECT id, stream, version, position, append_index, append_size FROM herald_events";
+    const COLUMNS: &str =
+        "SELECT id, stream, version, position, append_index, append_size FROM herald_events";
     let rows: Vec<StoredId> = match connection {
         // Lists are bound differently: an array here, a placeholder for each there.
         Connection::Postgres(connection) => {
-            let sql = Sql::built(format!("{COLUMNS} WHERE id = ANY ($1)")).for_database(DatabaseKind::Postgres);
+            let sql =
+                Sql::built(format!("{COLUMNS} WHERE id = ANY ($1)")).for_database(DatabaseKind::Postgres);
             sqlx::query_as(sql).bind(ids).fetch_all(&mut **connection).await?
         }
         Connection::Sqlite(connection) => {
             let marks = vec!["?"; ids.len()].join(", ");
-            let sql = Sql::built(format!("{COLUMNS} WHERE id IN ({marks})")).for_database(DatabaseKind::Sqlite);
+            let sql =
+                Sql::built(format!("{COLUMNS} WHERE id IN ({marks})")).for_database(DatabaseKind::Sqlite);
             let query = sqlx::query_as(sql).persistent(ids.len() == 1);
-            ids.iter().fold(query, |query, id| query.bind(id)).fetch_all(&mut **connection).await?
+            ids.iter().fold(query, sqlx::query::QueryAs::bind).fetch_all(&mut **connection).await?
         }
     };
     Ok(rows.into_iter().map(|row| (row.id, row)).collect())

@@ -210,18 +210,18 @@ async fn check_sequence(database: &Database) -> Result<(), StoreError> {
     .await?;
     match row {
         None => Err(StoreError::BadSequence("is missing".to_owned())),
-        Some((cache, ..)) if cache != 1 => {
-            Err(StoreError::BadSequence(format!("caches {cache} numbers; run ALTER SEQUENCE herald_positions CACHE 1")))
-        }
+        Some((cache, ..)) if cache != 1 => Err(StoreError::BadSequence(format!(
+            "caches {cache} numbers; run ALTER SEQUENCE herald_positions CACHE 1"
+        ))),
         Some((_, increment, ..)) if increment != 1 => {
             Err(StoreError::BadSequence(format!("counts in steps of {increment} instead of 1")))
         }
         Some((_, _, true, ..)) => {
             Err(StoreError::BadSequence("cycles; run ALTER SEQUENCE herald_positions NO CYCLE".to_owned()))
         }
-        Some((.., last, top)) if last < top => {
-            Err(StoreError::BadSequence(format!("is at {last}, behind position {top} of the log: was it restored?")))
-        }
+        Some((.., last, top)) if last < top => Err(StoreError::BadSequence(format!(
+            "is at {last}, behind position {top} of the log: was it restored?"
+        ))),
         Some(_) => Ok(()),
     }
 }

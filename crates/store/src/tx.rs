@@ -99,8 +99,7 @@ impl Tx {
     /// Undoes everything since the savepoint, its failures too.
     pub async fn roll_back_to(&mut self, _: Savepoint) -> sqlx::Result<()> {
         self.failure = None;
-        let result =
-            self.connection.run("ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt").await;
+        let result = self.connection.run("ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt").await;
         self.remember(result)
     }
 
