@@ -2,3 +2,4 @@
 
 mod append;
 mod engine;
+mod engine_worker;

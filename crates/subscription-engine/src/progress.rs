@@ -36,27 +36,46 @@ pub(crate) enum Step {
 }
 
 /// How far a subscription has looked beyond its stored position: events that it does not want move it only
-/// now and then.
+/// now and then. A fact about the log, not about the row: whoever starts the subscription over reads anew.
 #[derive(Debug)]
 pub(crate) struct Cursor {
-    scanned: Position,
+    /// It wants nothing after this position …
+    from: Position,
+    /// … and up to this one.
+    to: Position,
+    /// Since when there is something to write down.
     since: Option<Instant>,
 }
 
 impl Cursor {
     pub(crate) fn new() -> Self {
-        Self { scanned: Position::START, since: None }
+        Self { from: Position::START, to: Position::START, since: None }
+    }
+
+    /// Where to read on.
+    fn read_from(&self, seen: &Subscription) -> Position {
+        let stands = seen.read_from();
+        if (self.from..=self.to).contains(&stands) { self.to } else { stands }
     }
 
     /// Notes how far was looked; says whether it is time to write that down.
     fn note(&mut self, seen: &Subscription, scanned: Position, now: bool) -> bool {
-        self.scanned = scanned;
-        if scanned <= seen.read_from() {
+        let stands = seen.read_from();
+        if !(self.from..=self.to).contains(&stands) {
+            self.from = stands;
+        }
+        self.to = scanned;
+        if scanned <= stands {
             self.since = None;
             return false;
         }
         let since = *self.since.get_or_insert_with(Instant::now);
-        now || since.elapsed() >= SAVE_AFTER || scanned.0 - seen.read_from().0 >= SAVE_EVENTS
+        now || since.elapsed() >= SAVE_AFTER || scanned.0 - stands.0 >= SAVE_EVENTS
+    }
+
+    /// Everything up to here is stored.
+    fn stored(&mut self, to: Position) {
+        *self = Self { from: to, to, since: None };
     }
 }
 
@@ -199,11 +218,9 @@ impl Engine {
     ) -> Result<Step, EngineError> {
         let Some(registered) = self.registered(&seen.id) else { return Ok(Step::Idle(None)) };
         let limit = limit.min(self.settings().unit_events);
-        let from = seen.read_from().max(cursor.scanned);
-        match unit::run(self, registered, seen, from, limit).await? {
+        match unit::run(self, registered, seen, cursor.read_from(seen), limit).await? {
             Unit::Moved { events, to } => {
-                cursor.note(seen, to, false);
-                cursor.since = None;
+                cursor.stored(to);
                 Ok(Step::Moved(events))
             }
             Unit::Busy => Ok(Step::Busy),
