@@ -8,7 +8,7 @@ use crate::context::Context;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::records::{self, Claim};
 use crate::subscriber::{BoxError, Registered, RunMode};
-use crate::subscription::{Failure, State, Subscription, Transition, next};
+use crate::subscription::{Failure, Resume, State, Subscription, Transition, next};
 use crate::unit::{self, Unit, bounded};
 
 impl Engine {
@@ -17,7 +17,7 @@ impl Engine {
     pub async fn set_up(&self, criteria: &Criteria, skip_booting: bool) -> Result<Report, EngineError> {
         let mut report = Report::new();
         for subscription in self.select(criteria).await? {
-            let subscription = self.retried_if_due(subscription).await?;
+            let subscription = self.retried_if_due(subscription, Resume::New).await?;
             if subscription.state == State::New {
                 let outcome = self.set_up_one(&subscription, skip_booting).await?;
                 report.push((subscription.id, outcome));
@@ -43,6 +43,7 @@ impl Engine {
             }
             position = Some(head.position);
         }
+        let now = self.clock().now().await?;
         let _passage = self.gate().pass().await;
         let mut tx = self.store().begin().await?;
         let mut subscription = match records::claim(&mut tx, &seen.id).await? {
@@ -68,7 +69,7 @@ impl Engine {
         subscription.position = position;
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();
         subscription.attempt = 0;
-        subscription.changed_at = self.clock().now().await?;
+        subscription.changed_at = now;
         records::save(&mut tx, &subscription, from, "set up", self.who()).await?;
         tx.commit().await?;
         self.store().announce();
@@ -128,6 +129,7 @@ impl Engine {
 
     /// One transition of one subscription, whatever worker is at it right now.
     async fn change(&self, id: &str, transition: Transition, why: &str) -> Result<Outcome, EngineError> {
+        let now = self.clock().now().await?;
         let mut tx = self.store().begin().await?;
         let mut subscription = match records::claim_patiently(&mut tx, id).await? {
             Claim::Held(subscription) => *subscription,
@@ -148,18 +150,25 @@ impl Engine {
             subscription.attempt = 0;
             subscription.failing_position = None;
         }
-        subscription.changed_at = self.clock().now().await?;
+        subscription.changed_at = now;
         records::save(&mut tx, &subscription, from, why, self.who()).await?;
         tx.commit().await?;
         self.store().announce();
         Ok(Outcome::Became { from, to: subscription.state.status() })
     }
 
-    /// A subscription in error whose time to try again has come goes on as what it was.
-    pub(crate) async fn retried_if_due(&self, seen: Subscription) -> Result<Subscription, EngineError> {
-        let State::Error { next_retry: Some(at), .. } = seen.state else { return Ok(seen) };
+    /// A subscription in error whose time to try again has come goes on as what it was, if that is `wanted`.
+    pub(crate) async fn retried_if_due(
+        &self,
+        seen: Subscription,
+        wanted: Resume,
+    ) -> Result<Subscription, EngineError> {
+        let State::Error { next_retry: Some(at), resume, .. } = seen.state else { return Ok(seen) };
+        if resume != wanted || self.registered(&seen.id).is_none() {
+            return Ok(seen);
+        }
         let now = self.clock().now().await?;
-        if at > now || self.registered(&seen.id).is_none() {
+        if at > now {
             return Ok(seen);
         }
         let mut tx = self.store().begin().await?;
@@ -198,8 +207,9 @@ impl Engine {
     }
 
     async fn remove_one(&self, id: &str, reason: &str) -> Result<Outcome, EngineError> {
+        let now = self.clock().now().await?;
         let mut tx = self.store().begin().await?;
-        let subscription = match records::claim_patiently(&mut tx, id).await? {
+        let mut subscription = match records::claim_patiently(&mut tx, id).await? {
             Claim::Held(subscription) => *subscription,
             claim => {
                 tx.rollback().await;
@@ -215,13 +225,13 @@ impl Engine {
                     tx
                 }
                 Err(Broken { tx: Some(mut tx), error }) => {
-                    failure = Some(Failure::new(&*error, None, self.clock().now().await?));
+                    failure = Some(Failure::new(&*error, None, now));
                     tx.roll_back_to(savepoint).await?;
                     tx
                 }
                 Err(Broken { tx: None, error }) => {
                     // The transaction was lost with the teardown; the row goes in one of its own.
-                    failure = Some(Failure::new(&*error, None, self.clock().now().await?));
+                    failure = Some(Failure::new(&*error, None, now));
                     let mut tx = self.store().begin().await?;
                     if !matches!(records::claim_patiently(&mut tx, id).await?, Claim::Held(_)) {
                         tx.rollback().await;
@@ -231,7 +241,8 @@ impl Engine {
                 }
             };
         }
-        self.delete(tx, subscription, reason).await?;
+        subscription.changed_at = now;
+        self.delete(tx, &subscription, reason).await?;
         Ok(Outcome::Removed { failure })
     }
 
@@ -248,8 +259,9 @@ impl Engine {
     }
 
     async fn tear_down_one(&self, id: &str, reason: &str) -> Result<Outcome, EngineError> {
+        let now = self.clock().now().await?;
         let mut tx = self.store().begin().await?;
-        let subscription = match records::claim_patiently(&mut tx, id).await? {
+        let mut subscription = match records::claim_patiently(&mut tx, id).await? {
             Claim::Held(subscription) if matches!(subscription.state, State::Detached { .. }) => {
                 *subscription
             }
@@ -264,19 +276,19 @@ impl Engine {
         }
         match self.tear_down(&subscription, tx).await {
             Ok(tx) => {
-                self.delete(tx, subscription, reason).await?;
+                subscription.changed_at = now;
+                self.delete(tx, &subscription, reason).await?;
                 Ok(Outcome::Removed { failure: None })
             }
             Err(broken) => {
                 let error = broken.roll_back().await;
-                Ok(Outcome::Failed { failure: Failure::new(&*error, None, self.clock().now().await?) })
+                Ok(Outcome::Failed { failure: Failure::new(&*error, None, now) })
             }
         }
     }
 
-    async fn delete(&self, mut tx: Tx, mut subscription: Subscription, why: &str) -> Result<(), EngineError> {
-        subscription.changed_at = self.clock().now().await?;
-        records::delete(&mut tx, &subscription, why, self.who()).await?;
+    async fn delete(&self, mut tx: Tx, subscription: &Subscription, why: &str) -> Result<(), EngineError> {
+        records::delete(&mut tx, subscription, why, self.who()).await?;
         tx.commit().await?;
         self.store().announce();
         tracing::info!(subscription = subscription.id, "{} is removed", subscription.id);

@@ -151,7 +151,7 @@ impl Engine {
         let mut worked = false;
         loop {
             let Some(seen) = records::load(self.store().database(), id).await? else { return Ok(None) };
-            let seen = self.retried_if_due(seen).await?;
+            let seen = self.retried_if_due(seen, status).await?;
             let in_status = matches!(
                 (&seen.state, status),
                 (State::Booting, Resume::Booting) | (State::Active, Resume::Active)
@@ -198,10 +198,13 @@ impl Engine {
                 Outcome::Busy => Step::Busy,
                 _ => Step::Idle(None),
             }),
-            State::Error { next_retry: Some(at), .. } => {
-                let at = *at;
-                let retried = self.retried_if_due(seen.clone()).await?;
-                Ok(if retried.state == seen.state { Step::Idle(Some(at)) } else { Step::Changed })
+            State::Error { next_retry: Some(at), resume, .. } => {
+                if *at > self.clock().now().await? {
+                    return Ok(Step::Idle(Some(*at)));
+                }
+                let retried = self.retried_if_due(seen.clone(), *resume).await?;
+                // Due, but somebody else has it: no reason to ask again at once.
+                Ok(if retried.state == seen.state { Step::Busy } else { Step::Changed })
             }
             State::Booting | State::Active => self.step_of(&seen, cursor, save_now, usize::MAX).await,
             _ => Ok(Step::Idle(None)),
@@ -259,6 +262,7 @@ impl Engine {
 
     /// A subscription that has nothing more before the head is Active from here on, or Finished.
     async fn reach_head(&self, seen: &Subscription, head: Position, once: bool) -> Result<Step, EngineError> {
+        let now = self.clock().now().await?;
         let _passage = self.gate().pass().await;
         let mut tx = self.store().begin().await?;
         let mut subscription = match records::claim(&mut tx, &seen.id).await? {
@@ -272,7 +276,7 @@ impl Engine {
         subscription.state = next(&subscription.state, Transition::ReachHead { once })?;
         // Nothing was ever there: it has not begun.
         subscription.position = subscription.position.max((head > Position::START).then_some(head));
-        subscription.changed_at = self.clock().now().await?;
+        subscription.changed_at = now;
         records::save(&mut tx, &subscription, from, "reached the head", self.who()).await?;
         tx.commit().await?;
         self.store().announce();
@@ -329,6 +333,7 @@ impl Engine {
 
     /// Tears a projector down and sets it up again, before its first event; an outcome if that was refused.
     async fn start_over(&self, id: &str, reason: &str) -> Result<Option<Outcome>, EngineError> {
+        let now = self.clock().now().await?;
         let mut tx = self.store().begin().await?;
         let mut subscription = match records::claim_patiently(&mut tx, id).await? {
             Claim::Held(subscription) => *subscription,
@@ -364,7 +369,7 @@ impl Engine {
             Ok(tx) => tx,
             Err(broken) => {
                 let error = broken.roll_back().await;
-                let failure = Failure::new(&*error, None, self.clock().now().await?);
+                let failure = Failure::new(&*error, None, now);
                 return Ok(Some(Outcome::Failed { failure }));
             }
         };
@@ -373,7 +378,7 @@ impl Engine {
         subscription.attempt = 0;
         subscription.failing_position = None;
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();
-        subscription.changed_at = self.clock().now().await?;
+        subscription.changed_at = now;
         records::save(&mut tx, &subscription, from, reason, self.who()).await?;
         tx.commit().await?;
         self.store().announce();
