@@ -45,10 +45,6 @@ pub(crate) fn only(report: Report) -> Outcome {
     report.into_iter().next().unwrap().1
 }
 
-pub(crate) fn became(from: Status, to: Status) -> Outcome {
-    Outcome::Became { from, to }
-}
-
 /// Waits until this holds of a subscription.
 pub(crate) async fn until(engine: &Engine, id: &str, holds: impl Fn(&Subscription) -> bool) {
     let mut wake = engine.store().wake();

@@ -2,4 +2,5 @@
 
 mod append;
 mod engine;
+mod engine_failure;
 mod engine_worker;

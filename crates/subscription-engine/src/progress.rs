@@ -247,7 +247,7 @@ impl Engine {
         let _passage = self.gate().pass().await;
         let mut tx = self.store().begin().await?;
         let saved = match records::claim(&mut tx, &seen.id).await? {
-            Claim::Held(now) if unchanged(seen, &now) => {
+            Claim::Held(now, _) if unchanged(seen, &now) => {
                 records::advance(&mut tx, seen, to, seen.attempt, seen.failing_position).await?
             }
             _ => false,
@@ -266,7 +266,7 @@ impl Engine {
         let _passage = self.gate().pass().await;
         let mut tx = self.store().begin().await?;
         let mut subscription = match records::claim(&mut tx, &seen.id).await? {
-            Claim::Held(now) if unchanged(seen, &now) => *now,
+            Claim::Held(now, _) if unchanged(seen, &now) => *now,
             _ => {
                 tx.rollback().await;
                 return Ok(Step::Busy);
@@ -335,8 +335,8 @@ impl Engine {
     async fn start_over(&self, id: &str, reason: &str) -> Result<Option<Outcome>, EngineError> {
         let now = self.clock().now().await?;
         let mut tx = self.store().begin().await?;
-        let mut subscription = match records::claim_patiently(&mut tx, id).await? {
-            Claim::Held(subscription) => *subscription,
+        let (mut subscription, session) = match records::claim_patiently(&mut tx, id).await? {
+            Claim::Held(subscription, session) => (*subscription, session),
             claim => {
                 tx.rollback().await;
                 return Ok(Some(not_held(&claim)));
@@ -359,10 +359,10 @@ impl Engine {
         let from = subscription.state.status();
         let torn_down = match from {
             Status::New => Ok(tx),
-            _ => self.tear_down(&subscription, tx).await,
+            _ => self.tear_down(&subscription, (tx, session)).await,
         };
         let set_up = match torn_down {
-            Ok(tx) => self.run_hook(registered, &subscription, tx, Hook::Setup).await,
+            Ok(tx) => self.run_hook(registered, &subscription, (tx, session), Hook::Setup).await,
             broken => broken,
         };
         let mut tx = match set_up {

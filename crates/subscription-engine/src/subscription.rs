@@ -283,10 +283,12 @@ impl Failure {
 
 /// The messages of an error and its sources, outermost first.
 pub(crate) fn messages(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
-    let mut chain = vec![error.to_string()];
+    // PostgreSQL's text cannot hold the character 0, and a failure must always be recorded.
+    let message = |error: &dyn std::error::Error| error.to_string().replace('\0', "\u{fffd}");
+    let mut chain = vec![message(error)];
     let mut source = error.source();
     while let Some(error) = source {
-        let message = error.to_string();
+        let message = message(error);
         // A transparent error repeats its source.
         if chain.last() != Some(&message) {
             chain.push(message);

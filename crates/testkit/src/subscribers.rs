@@ -76,9 +76,14 @@ impl Failing {
         })
     }
 
+    /// Fails at these positions from now on.
+    pub fn fail_at(&self, at: impl IntoIterator<Item = i64>) {
+        self.at.send_replace(at.into_iter().collect());
+    }
+
     /// Fails no more.
     pub fn mend(&self) {
-        self.at.send_replace(Vec::new());
+        self.fail_at([]);
     }
 
     /// How often it was called.
