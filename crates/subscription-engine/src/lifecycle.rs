@@ -326,11 +326,11 @@ impl Engine {
         hook: Hook,
     ) -> Result<Tx, Broken> {
         let mut context = Context::claimed(self, &registered.definition, subscription, tx, session);
-        let opened = context.opened();
+        let writing = context.writing();
         let subscriber = &registered.subscriber;
         let result = match hook {
-            Hook::Setup => bounded(self, opened, subscriber.setup(&mut context)).await,
-            Hook::Teardown => bounded(self, opened, subscriber.teardown(&mut context)).await,
+            Hook::Setup => bounded(self, writing, subscriber.setup(&mut context)).await,
+            Hook::Teardown => bounded(self, writing, subscriber.teardown(&mut context)).await,
         };
         if result.as_ref().is_err_and(|error| unit::find::<unit::Cut>(&**error).is_some()) {
             context.abandon().await;
