@@ -6,6 +6,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
+use uuid::Uuid;
 
 use crate::database::{Connection, DatabaseKind};
 use crate::event::{Event, Position};
@@ -124,6 +125,13 @@ impl Store {
         let statement = Statement::new(filter, Position::START, Some(up_to), page_limit(limit))
             .in_direction(Direction::Backwards);
         statement.fetch(&mut self.database().reader().await?).await
+    }
+
+    /// Where the event with this id stands, if the log has it.
+    pub async fn find(&self, id: Uuid) -> Result<Option<Position>, ReadError> {
+        let sql = "SELECT position FROM herald_events WHERE id = $1";
+        let row: Option<(Position,)> = self.database().fetch_optional(sql, (id,)).await?;
+        Ok(row.map(|row| row.0))
     }
 
     /// How many events there are up to a position, which must not be beyond the head.
