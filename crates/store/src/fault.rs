@@ -4,6 +4,7 @@ use std::error::Error;
 
 use crate::append::AppendError;
 use crate::database::ConnectError;
+use crate::store::StoreError;
 
 /// What an error means for whoever met it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,10 +32,11 @@ impl Fault {
                 Self::of_sqlx(error)
             } else if let Some(AppendError::WrongVersion { .. }) = error.downcast_ref() {
                 Self::Transient
-            } else if let Some(ConnectError::NoSuchFile(_)) = error.downcast_ref() {
-                Self::NoSuchDatabase
-            } else if let Some(ConnectError::CannotCreate(..)) = error.downcast_ref() {
-                Self::ReadOnly
+            } else if let Some(error) = error.downcast_ref::<ConnectError>() {
+                Self::of_connect(error)
+            } else if let Some(StoreError::Connect(error)) = error.downcast_ref() {
+                // Its message is the connection's, and so is its source: the error itself is not on the way.
+                Self::of_connect(error)
             } else {
                 Self::Other
             };
@@ -44,6 +46,15 @@ impl Fault {
             current = error.source();
         }
         Self::Other
+    }
+
+    fn of_connect(error: &ConnectError) -> Self {
+        match error {
+            ConnectError::NoSuchFile(_) => Self::NoSuchDatabase,
+            ConnectError::CannotCreate(..) => Self::ReadOnly,
+            ConnectError::InvalidUrl { .. } => Self::Other,
+            ConnectError::Refused { source, .. } => Self::of_sqlx(source),
+        }
     }
 
     fn of_sqlx(error: &sqlx::Error) -> Self {

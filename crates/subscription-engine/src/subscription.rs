@@ -283,15 +283,20 @@ impl Failure {
 
 /// The messages of an error and its sources, outermost first.
 pub(crate) fn messages(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
-    let mut chain = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(error) = source {
-        let message = error.to_string();
+    let mut chain: Vec<String> = Vec::new();
+    let mut current = Some(error);
+    while let Some(error) = current {
+        // What a database says is wrapped twice by the driver, each time with a prefix that helps nobody.
+        let from_database = match error.downcast_ref() {
+            Some(sqlx::Error::Database(error)) => Some(error.message().to_owned()),
+            _ => None,
+        };
+        current = if from_database.is_some() { None } else { error.source() };
+        let message = from_database.unwrap_or_else(|| error.to_string());
         // A transparent error repeats its source.
         if chain.last() != Some(&message) {
             chain.push(message);
         }
-        source = error.source();
     }
     chain
 }

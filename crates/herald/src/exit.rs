@@ -1,0 +1,145 @@
+//! How a command ends when it does not end well: one sentence, a hint, and a code that scripts can test.
+
+use std::error::Error;
+use std::fmt;
+
+use store::{ConnectError, Fault, MigrateError, StoreError};
+
+/// The exit codes, the same for every command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    Failed = 1,
+    Usage = 2,
+    NotFound = 3,
+    NotAllowed = 4,
+    Conflict = 5,
+    Unreachable = 6,
+    TimedOut = 8,
+    Busy = 75,
+    Configuration = 78,
+}
+
+impl Code {
+    /// The word for it in JSON.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::NotFound => "not_found",
+            Self::NotAllowed => "not_allowed",
+            Self::Conflict => "conflict",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed_out",
+            Self::Busy => "busy",
+            Self::Configuration => "configuration",
+        }
+    }
+}
+
+/// A command that did not do what was asked.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    pub(crate) code: Code,
+    message: String,
+    hint: Option<String>,
+    /// A sentence that the tutorial's users script against: in text output it goes to stdout.
+    is_answer: bool,
+}
+
+impl Exit {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None, is_answer: false }
+    }
+
+    /// A refusal that is an answer to what was asked.
+    pub(crate) fn refusal(message: impl Into<String>) -> Self {
+        Self { is_answer: true, ..Self::new(Code::Failed, message) }
+    }
+
+    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    pub(crate) fn with_code(self, code: Code) -> Self {
+        Self { code, ..self }
+    }
+
+    /// Says it, and answers with the exit code.
+    pub(crate) fn report(&self, as_json: bool) -> u8 {
+        if as_json {
+            let error = serde_json::json!({
+                "error": { "code": self.code.word(), "message": self.message, "hint": self.hint }
+            });
+            eprintln!("{error}");
+        } else if self.is_answer {
+            crate::output::line(&self.message);
+        } else {
+            eprintln!("error: {}", self.message);
+        }
+        if let (Some(hint), false) = (&self.hint, as_json) {
+            eprintln!("hint:  {hint}");
+        }
+        self.code as u8
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// An error and its sources in one line, without repeating what a source says already.
+pub(crate) fn sentence(error: &(dyn Error + 'static)) -> String {
+    let mut parts = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(error) = source {
+        let part = plain(error);
+        if parts.last().is_none_or(|last| !last.ends_with(&part)) {
+            parts.push(part);
+        }
+        source = error.source();
+    }
+    parts.join(": ")
+}
+
+/// What a database said, without the wrapping that repeats it.
+fn plain(error: &(dyn Error + 'static)) -> String {
+    match error.downcast_ref::<sqlx::Error>() {
+        Some(sqlx::Error::Database(error)) => error.message().to_owned(),
+        Some(sqlx::Error::Io(error)) => error.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// Any error of the layers below: its kind decides the code.
+impl<E: Error + 'static> From<E> for Exit {
+    fn from(error: E) -> Self {
+        let error: &(dyn Error + 'static) = &error;
+        let message = sentence(error);
+        if let Some(
+            StoreError::BadSequence(_)
+            | StoreError::Migrate(MigrateError::Newer { .. })
+            | StoreError::Connect(ConnectError::InvalidUrl { .. }),
+        ) = error.downcast_ref()
+        {
+            return Self::new(Code::Configuration, message);
+        }
+        let (code, hint) = match Fault::of(error) {
+            Fault::Unreachable => {
+                (Code::Unreachable, "is the database server running, and is the address right?")
+            }
+            Fault::NotAllowed => (
+                Code::NotAllowed,
+                "check the user and the password (HERALD_DATABASE__PASSWORD_FILE, PGPASSFILE)",
+            ),
+            Fault::ReadOnly => (Code::NotAllowed, "check the rights on the database file and its folder"),
+            Fault::NoSuchDatabase => {
+                (Code::NotFound, "check the name of the database, or run `herald store setup`")
+            }
+            Fault::Transient => (Code::Busy, "try again in a moment"),
+            Fault::Other => return Self::new(Code::Failed, message),
+        };
+        Self::new(code, message).with_hint(hint)
+    }
+}
