@@ -45,9 +45,7 @@ impl Config {
             })?;
             options.password = Some(Secret::new(text.trim_end_matches(['\r', '\n'])));
         }
-        let who =
-            environment("USER").or_else(|| environment("LOGNAME")).unwrap_or_else(|| "somebody".to_owned());
-        Ok(Self { url, options, test_mode: global.test_mode, who })
+        Ok(Self { url, options, test_mode: global.test_mode, who: user() })
     }
 }
 
@@ -69,7 +67,10 @@ fn user() -> String {
         });
         Some(name.unwrap_or(id))
     };
-    environment("SUDO_USER").or_else(by_id).or_else(|| environment("USER")).unwrap_or_else(|| "unknown".to_owned())
+    environment("SUDO_USER")
+        .or_else(by_id)
+        .or_else(|| environment("USER"))
+        .unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn checked(url: &str, code: Code) -> Result<String, Exit> {

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use store::{ConnectError, Fault, MigrateError, StoreError};
+use store::{ConnectError, Fault, MigrateError, StoreError, messages};
 
 /// The exit codes, the same for every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,20 @@ impl Exit {
         Self { hint: Some(hint.into()), ..self }
     }
 
-    pub(crate) fn with_code(self, code: Code) -> Self {
+    /// Whether waiting may help.
+    pub(crate) fn may_heal(&self) -> bool {
+        matches!(self.code, Code::Unreachable | Code::Busy)
+    }
+
+    /// For a daemon: what only a person can mend must not have it started again and again.
+    pub(crate) fn of_daemon(self) -> Self {
+        match self.code {
+            Code::NotAllowed | Code::NotFound => self.with_code(Code::Configuration),
+            _ => self,
+        }
+    }
+
+    fn with_code(self, code: Code) -> Self {
         Self { code, ..self }
     }
 
@@ -89,34 +102,11 @@ impl fmt::Display for Exit {
     }
 }
 
-/// An error and its sources in one line, without repeating what a source says already.
-pub(crate) fn sentence(error: &(dyn Error + 'static)) -> String {
-    let mut parts = vec![error.to_string()];
-    let mut source = error.source();
-    while let Some(error) = source {
-        let part = plain(error);
-        if parts.last().is_none_or(|last| !last.ends_with(&part)) {
-            parts.push(part);
-        }
-        source = error.source();
-    }
-    parts.join(": ")
-}
-
-/// What a database said, without the wrapping that repeats it.
-fn plain(error: &(dyn Error + 'static)) -> String {
-    match error.downcast_ref::<sqlx::Error>() {
-        Some(sqlx::Error::Database(error)) => error.message().to_owned(),
-        Some(sqlx::Error::Io(error)) => error.to_string(),
-        _ => error.to_string(),
-    }
-}
-
 /// Any error of the layers below: its kind decides the code.
 impl<E: Error + 'static> From<E> for Exit {
     fn from(error: E) -> Self {
         let error: &(dyn Error + 'static) = &error;
-        let message = sentence(error);
+        let message = messages(error).join(": ");
         if let Some(
             StoreError::BadSequence(_)
             | StoreError::Migrate(MigrateError::Newer { .. })

@@ -75,23 +75,28 @@ pub(crate) async fn run(config: &Config, arguments: Arguments) -> Result<u8, Exi
         // Whoever asks twice does not want to wait.
         std::process::exit(i32::from(signals.next().await));
     });
-    let stopping = stopped.clone();
-    let worker = Worker::new(engine, criteria, env!("CARGO_PKG_VERSION"));
     let target = app.store.database().target().database;
-    let result = worker
-        .run(
-            async move {
-                let _ = stopped.wait_for(|code| *code != 0).await;
-                tracing::info!("asked to stop; finishing the units under way");
-            },
-            || tracing::info!(database = target, "the worker is ready on {target}"),
-        )
-        .await;
+    let ready = || tracing::info!(database = target, "the worker is ready on {target}");
+    let result = loop {
+        let mut stopping = stopped.clone();
+        let stop = async move {
+            let _ = stopping.wait_for(|code| *code != 0).await;
+            tracing::info!("asked to stop; finishing the units under way");
+        };
+        let worker = Worker::new(engine.clone(), criteria.clone(), env!("CARGO_PKG_VERSION"));
+        match worker.run(stop, ready).await.map_err(Exit::from) {
+            Err(exit) if exit.may_heal() && *stopped.borrow_and_update() == 0 => {
+                tracing::warn!("{exit}; starting again in {LONGEST_WAIT:?}");
+                let _ = tokio::time::timeout(LONGEST_WAIT, stopped.wait_for(|code| *code != 0)).await;
+            }
+            result => break result,
+        }
+    };
     watcher.abort();
     app.store.close().await;
-    result?;
+    result.map_err(Exit::of_daemon)?;
     tracing::info!("the worker has stopped");
-    Ok(*stopping.borrow())
+    Ok(*stopped.borrow())
 }
 
 /// Opens the log, and waits for a database that may come. What cannot heal by itself ends the program so
@@ -100,15 +105,12 @@ async fn open_when_there(config: &Config) -> Result<App, Exit> {
     let mut wait = FIRST_WAIT;
     loop {
         match App::open_or_set_up(config).await {
-            Err(exit) if matches!(exit.code, Code::Unreachable | Code::Busy) => {
+            Err(exit) if exit.may_heal() => {
                 tracing::warn!("{exit}; trying again in {wait:?}");
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(LONGEST_WAIT);
             }
-            Err(exit) if matches!(exit.code, Code::NotAllowed | Code::NotFound) => {
-                return Err(exit.with_code(Code::Configuration));
-            }
-            result => return result,
+            result => return result.map_err(Exit::of_daemon),
         }
     }
 }

@@ -97,3 +97,24 @@ impl Fault {
         }
     }
 }
+
+/// The messages of an error and its sources, outermost first, without repetitions.
+pub fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut chain: Vec<String> = Vec::new();
+    let mut current = Some(error);
+    while let Some(error) = current {
+        // What a database says is wrapped twice by the driver, each time with a prefix that helps nobody.
+        let inner = match error.downcast_ref() {
+            Some(sqlx::Error::Database(error)) => Some(error.message().to_owned()),
+            Some(sqlx::Error::Io(error)) => Some(error.to_string()),
+            _ => None,
+        };
+        current = if inner.is_some() { None } else { error.source() };
+        let message = inner.unwrap_or_else(|| error.to_string());
+        // A transparent error repeats its source.
+        if chain.last() != Some(&message) {
+            chain.push(message);
+        }
+    }
+    chain
+}

@@ -29,7 +29,7 @@ pub use database::{ConnectError, Connection, Database, DatabaseKind, Durability,
 pub use domain_event::{DomainEvent, UndecodableEvent};
 pub use event::{Event, InvalidEvent, MAX_APPEND_EVENTS, MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, NewEvent};
 pub use event::{Position, Version};
-pub use fault::Fault;
+pub use fault::{Fault, messages};
 pub use json::{InvalidJson, Json, MAX_JSON_DEPTH};
 pub use migrate::{MIGRATIONS, MigrateError, Migration, Schema};
 pub use read::{Direction, Filter, MAX_PAGE_EVENTS, Page, ReadError};

@@ -12,7 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use store::{Event, Position, TableName, Timestamp};
+use store::{Event, Position, TableName, Timestamp, messages};
 
 use crate::subscriber::RunMode;
 
@@ -279,26 +279,6 @@ impl Failure {
     pub fn message(&self) -> &str {
         self.chain.first().map_or("", String::as_str)
     }
-}
-
-/// The messages of an error and its sources, outermost first.
-pub(crate) fn messages(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
-    let mut chain: Vec<String> = Vec::new();
-    let mut current = Some(error);
-    while let Some(error) = current {
-        // What a database says is wrapped twice by the driver, each time with a prefix that helps nobody.
-        let from_database = match error.downcast_ref() {
-            Some(sqlx::Error::Database(error)) => Some(error.message().to_owned()),
-            _ => None,
-        };
-        current = if from_database.is_some() { None } else { error.source() };
-        let message = from_database.unwrap_or_else(|| error.to_string());
-        // A transparent error repeats its source.
-        if chain.last() != Some(&message) {
-            chain.push(message);
-        }
-    }
-    chain
 }
 
 macro_rules! words {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use store::Timestamp;
+use store::{Timestamp, messages};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -14,7 +14,6 @@ use uuid::Uuid;
 use crate::engine::{Criteria, Engine, EngineError};
 use crate::progress::{Cursor, Step};
 use crate::records;
-use crate::subscription::messages;
 
 /// How often a worker says that it is there.
 const BEAT: Duration = Duration::from_secs(5);

@@ -114,7 +114,7 @@ async fn inbox(config: &Config, global: &Global, user: &str) -> Result<(), Exit>
         Err(error) if Fault::of(&error) == Fault::Other => {
             return Err(Exit::new(
                 Code::Failed,
-                format!("the inbox is not there: {}", crate::exit::sentence(&error)),
+                format!("the inbox is not there: {}", ::store::messages(&error).join(": ")),
             )
             .with_hint("run `herald projection replay inbox` to build it anew"));
         }

@@ -129,7 +129,11 @@ fn status(overview: &Overview, now: Timestamp) -> String {
         }
         State::Error { next_retry: Some(at), .. } => {
             let due = duration(at.since(now));
-            format!("{status} {since}: retry {} of {max} in {due} (at {})", subscription.attempt + 1, moment(*at))
+            format!(
+                "{status} {since}: retry {} of {max} in {due} (at {})",
+                subscription.attempt + 1,
+                moment(*at)
+            )
         }
         State::New => "new: not set up yet".to_owned(),
         State::Active | State::Booting if !overview.has_worker => {
