@@ -1,3 +1,6 @@
 //! The whole system through its public doors, on both databases. One binary: it links once.
 
-mod append;
+#![expect(clippy::unwrap_used, reason = "a story ends at the first thing that goes wrong")]
+
+mod given;
+mod transaction;

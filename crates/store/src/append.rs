@@ -95,7 +95,9 @@ pub enum AppendError {
     RefusedHere(&'static str),
     /// The connection broke while the append was under way: it may or may not be in the log. Repeating it
     /// with the same event ids is safe.
-    #[error("the connection broke during the append, so its outcome is unknown; repeat it with the same event ids")]
+    #[error(
+        "the connection broke during the append, so its outcome is unknown; repeat it with the same event ids"
+    )]
     OutcomeUnknown(#[source] sqlx::Error),
     /// The database refused; nothing was written.
     #[error("could not append")]
@@ -143,18 +145,15 @@ impl Store {
         if append.events.is_empty() {
             return Ok(Appended { position: None, version: None, replayed: false });
         }
-        let mut connection = self.database().writer().await?;
-        let outcomes = if connection.kind() == DatabaseKind::Postgres {
+        let outcomes = if self.database().kind() == DatabaseKind::Postgres {
             // One call is one statement is one transaction: a single round trip.
-            let outcomes = append_on_postgres(&mut connection, &[&append], false).await;
-            drop(connection);
-            match outcomes {
+            let mut connection = self.database().writer().await?;
+            match append_on_postgres(&mut connection, &[&append], false).await {
                 Ok(outcomes) => outcomes,
                 Err(error) if is_duplicate_id(&error) => vec![Outcome::Known],
                 Err(error) => return Err(broken(error)),
             }
         } else {
-            drop(connection);
             let mut tx = self.begin().await?;
             let outcomes = append_on_sqlite(&mut tx, self, &[&append]).await?;
             if matches!(outcomes[0], Outcome::Appended(_)) {
@@ -179,7 +178,8 @@ impl Store {
 
     /// Appends to several streams inside a transaction, as its last statement: once, and then commit.
     ///
-    /// Answers in the order of the appends. On an error nothing may be committed: roll the transaction back.
+    /// Answers in the order of the appends; one that is a repetition answers what it did the first time and
+    /// keeps no other from being written. On an error nothing can be committed: roll the transaction back.
     /// Events with a derived id that the log already has are left out: the first stored one wins.
     pub async fn append_all(&self, tx: &mut Tx, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
         check(&appends)?;
@@ -190,17 +190,25 @@ impl Store {
         if !tx.note_append() {
             return Err(AppendError::SecondAppend);
         }
-        let mut appends = appends;
+        // Some of the appends may have been written when another one is refused.
+        let result = self.append_sorted(tx, appends).await;
+        tx.remember(result)
+    }
+
+    async fn append_sorted(
+        &self,
+        tx: &mut Tx,
+        mut appends: Vec<Append>,
+    ) -> Result<Vec<Appended>, AppendError> {
         let already = leave_out_stored_derived(tx, &mut appends).await?;
         let mut order: Vec<usize> = (0..appends.len()).filter(|i| !appends[*i].events.is_empty()).collect();
-        order.sort_by(|a, b| appends[*a].stream.as_str().as_bytes().cmp(appends[*b].stream.as_str().as_bytes()));
+        order.sort_by(|a, b| {
+            appends[*a].stream.as_str().as_bytes().cmp(appends[*b].stream.as_str().as_bytes())
+        });
         let sorted: Vec<&Append> = order.iter().map(|i| &appends[*i]).collect();
         let outcomes = match tx.kind() {
             _ if sorted.is_empty() => Vec::new(),
-            DatabaseKind::Postgres => {
-                let result = append_on_postgres(tx.connection(), &sorted, true).await;
-                tx.remember(result)?
-            }
+            DatabaseKind::Postgres => append_on_postgres(tx.connection(), &sorted, true).await?,
             DatabaseKind::Sqlite => append_on_sqlite(tx, self, &sorted).await?,
         };
         let mut results = already;
@@ -274,7 +282,9 @@ async fn append_on_postgres(
     let rows: Vec<(String, Option<Version>, Option<Position>)> = sqlx::query_as(APPEND)
         .bind(appends.iter().map(|append| append.stream.as_str()).collect::<Vec<_>>())
         .bind(appends.iter().map(|append| expected_number(append.expected)).collect::<Vec<_>>())
-        .bind(appends.iter().map(|append| i32::try_from(append.events.len()).unwrap_or(0)).collect::<Vec<_>>())
+        .bind(
+            appends.iter().map(|append| i32::try_from(append.events.len()).unwrap_or(0)).collect::<Vec<_>>(),
+        )
         .bind(events().map(|event| event.id).collect::<Vec<_>>())
         .bind(events().map(|event| event.event_type.as_str()).collect::<Vec<_>>())
         .bind(events().map(|event| event.payload.as_str()).collect::<Vec<_>>())
@@ -368,8 +378,7 @@ async fn write_on_sqlite(
         rows,
     )
     .await?;
-    let last: Option<(Position,)> =
-        tx.fetch_optional("SELECT MAX(position) FROM herald_events", ()).await?;
+    let last: Option<(Position,)> = tx.fetch_optional("SELECT MAX(position) FROM herald_events", ()).await?;
     Ok(Appended { position: last.map(|row| row.0), version: Some(reached), replayed: false })
 }
 
@@ -386,16 +395,19 @@ struct StoredId {
 
 /// Which of these ids the log has.
 async fn stored_ids(connection: &mut Connection, ids: &[Uuid]) -> sqlx::Result<HashMap<Uuid, StoredId>> {
-    const COLUMNS: &str = "SELECT id, stream, version, position, append_index, append_size FROM herald_events";
+    const COLUMNS: &str =
+        "SELECT id, stream, version, position, append_index, append_size FROM herald_events";
     let rows: Vec<StoredId> = match connection {
         // Lists are bound differently: an array here, a placeholder for each there.
         Connection::Postgres(connection) => {
-            let sql = Sql::built(format!("{COLUMNS} WHERE id = ANY ($1)")).for_database(DatabaseKind::Postgres);
+            let sql =
+                Sql::built(format!("{COLUMNS} WHERE id = ANY ($1)")).for_database(DatabaseKind::Postgres);
             sqlx::query_as(sql).bind(ids).fetch_all(&mut **connection).await?
         }
         Connection::Sqlite(connection) => {
             let marks = vec!["?"; ids.len()].join(", ");
-            let sql = Sql::built(format!("{COLUMNS} WHERE id IN ({marks})")).for_database(DatabaseKind::Sqlite);
+            let sql =
+                Sql::built(format!("{COLUMNS} WHERE id IN ({marks})")).for_database(DatabaseKind::Sqlite);
             let query = sqlx::query_as(sql).persistent(ids.len() == 1);
             ids.iter().fold(query, |query, id| query.bind(id)).fetch_all(&mut **connection).await?
         }
@@ -453,8 +465,7 @@ async fn leave_out_stored_derived(tx: &mut Tx, appends: &mut [Append]) -> Result
     if derived.is_empty() {
         return Ok(results);
     }
-    let result = stored_ids(tx.connection(), &derived).await;
-    let stored = tx.remember(result)?;
+    let stored = stored_ids(tx.connection(), &derived).await?;
     for (append, result) in appends.iter_mut().zip(&mut results) {
         append.events.retain(|event| {
             let Some(row) = stored.get(&event.id) else { return true };
