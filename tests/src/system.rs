@@ -3,4 +3,5 @@
 #![expect(clippy::unwrap_used, reason = "a story ends at the first thing that goes wrong")]
 
 mod given;
+mod read;
 mod transaction;
