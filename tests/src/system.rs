@@ -3,5 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a story ends at the first thing that goes wrong")]
 
 mod given;
+mod open;
 mod read;
 mod transaction;
