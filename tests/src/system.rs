@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a story ends at the first thing that goes wrong")]
 
+mod append;
 mod given;
 mod open;
 mod read;
+mod repeated_append;
 mod transaction;

@@ -93,7 +93,8 @@ pub(crate) async fn schema(database: &Database, known: &[Migration]) -> sqlx::Re
     if exists.is_none() {
         return Ok(Schema::Missing);
     }
-    let applied = database.fetch_all::<(i64,)>("SELECT number FROM herald_migrations ORDER BY number", ()).await?;
+    let applied =
+        database.fetch_all::<(i64,)>("SELECT number FROM herald_migrations ORDER BY number", ()).await?;
     Ok(compare(&applied, known))
 }
 

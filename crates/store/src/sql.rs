@@ -63,7 +63,11 @@ impl TableName {
         let name = name.into();
         let starts_well = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_');
         let goes_on_well = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-        if starts_well && goes_on_well && name.len() <= 63 { Ok(Self(name)) } else { Err(InvalidTableName(name)) }
+        if starts_well && goes_on_well && name.len() <= 63 {
+            Ok(Self(name))
+        } else {
+            Err(InvalidTableName(name))
+        }
     }
 
     /// The name.

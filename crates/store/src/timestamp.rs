@@ -129,9 +129,7 @@ impl Encode<'_, Postgres> for Timestamp {
 impl<'r> Decode<'r, Postgres> for Timestamp {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         match value.format() {
-            PgValueFormat::Binary => {
-                Ok(Self(<i64 as Decode<Postgres>>::decode(value)? + POSTGRES_EPOCH_US))
-            }
+            PgValueFormat::Binary => Ok(Self(<i64 as Decode<Postgres>>::decode(value)? + POSTGRES_EPOCH_US)),
             PgValueFormat::Text => Ok(Self(value.as_str()?.parse::<jiff::Timestamp>()?.as_microsecond())),
         }
     }

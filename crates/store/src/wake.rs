@@ -37,7 +37,10 @@ pub(crate) struct Outgoing {
 
 impl Signal {
     pub(crate) fn new() -> Self {
-        Self { here: Arc::new(watch::Sender::new(0)), elsewhere: Arc::new(watch::Sender::new(Outgoing::default())) }
+        Self {
+            here: Arc::new(watch::Sender::new(0)),
+            elsewhere: Arc::new(watch::Sender::new(Outgoing::default())),
+        }
     }
 
     /// Something was committed by this process.
