@@ -28,6 +28,10 @@ struct Inner {
     migrations: Vec<Migration>,
     /// Up to here everything is settled, as far as this process has seen or proven. Only ever raised.
     known_head: AtomicI64,
+    /// The highest position that this process has seen, settled or not. Only ever raised.
+    seen: AtomicI64,
+    /// Held by the one task that finds out who is appending.
+    prover: Mutex<()>,
     /// Tells other processes about commits.
     notifier: Mutex<Option<JoinHandle<()>>>,
 }
@@ -98,6 +102,8 @@ impl Store {
             signal,
             migrations,
             known_head: AtomicI64::new(0),
+            seen: AtomicI64::new(0),
+            prover: Mutex::new(()),
             notifier: Mutex::new(Some(notifier)),
         }))
     }
@@ -192,6 +198,18 @@ impl Store {
 
     pub(crate) fn raise_known_head(&self, to: Position) {
         self.0.known_head.fetch_max(to.0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn seen(&self) -> Position {
+        Position(self.0.seen.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn note_seen(&self, position: Position) {
+        self.0.seen.fetch_max(position.0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn prover(&self) -> &Mutex<()> {
+        &self.0.prover
     }
 }
 
