@@ -15,6 +15,21 @@ fn positions(events: &[Event]) -> Vec<i64> {
     events.iter().map(|event| event.position.0).collect()
 }
 
+/// The ten columns of the view, by their names.
+#[derive(Clone, Debug, PartialEq, sqlx::FromRow)]
+struct ViewRow {
+    sequencenumber: i64,
+    stream: String,
+    version: i64,
+    r#type: String,
+    payload: String,
+    metadata: String,
+    id: String,
+    correlationidentifier: Option<String>,
+    causationidentifier: Option<String>,
+    recordedat: Timestamp,
+}
+
 /// Five events: of type one at the positions 1, 3 and 5, of type two at 2 and 4.
 async fn five_events(store: &Store) {
     for number in 1..=5 {
@@ -75,41 +90,36 @@ both! {
         };
         store.append(&stream("a-1"), ExpectedVersion::Any, vec![cause.clone(), effect.clone()]).await.unwrap();
 
-        let rows: Vec<(i64, String, i64, String, String, String, String, Option<String>, Option<String>, Timestamp)> =
-            store
-                .database()
-                .fetch_all(
-                    "SELECT sequencenumber, stream, version, type, payload, metadata, CAST(id AS TEXT),
-                            correlationidentifier, CAST(causationidentifier AS TEXT), recordedat
-                       FROM acme_notifications_events
-                      ORDER BY sequencenumber",
-                    (),
-                )
-                .await
-                .unwrap();
+        let select = "SELECT sequencenumber, stream, version, type, payload, metadata, CAST(id AS TEXT) AS id,
+                             correlationidentifier, CAST(causationidentifier AS TEXT) AS causationidentifier,
+                             recordedat
+                        FROM acme_notifications_events
+                       ORDER BY sequencenumber";
+        let rows: Vec<ViewRow> = store.database().fetch_all(select, ()).await.unwrap();
 
-        let row = |number: i64, id: Uuid, metadata: &str, correlation: Option<&str>, causation: Option<Uuid>| {
-            (
-                number + 1,
-                "a-1".to_owned(),
-                number,
-                "Acme.Test:Happened".to_owned(),
-                format!("{{\"number\":{number}}}"),
-                metadata.to_owned(),
-                id.to_string(),
-                correlation.map(str::to_owned),
-                causation.map(|id| id.to_string()),
-                T0,
-            )
+        let first = ViewRow {
+            sequencenumber: 1,
+            stream: "a-1".to_owned(),
+            version: 0,
+            r#type: "Acme.Test:Happened".to_owned(),
+            payload: "{\"number\":0}".to_owned(),
+            metadata: "{}".to_owned(),
+            id: cause.id.to_string(),
+            correlationidentifier: None,
+            causationidentifier: None,
+            recordedat: T0,
         };
-        let expected = [
-            row(0, cause.id, "{}", None, None),
-            row(1, effect.id, "{\"by\": 1}", Some("order 7"), Some(cause.id)),
-        ];
-        assert_eq!(rows, expected);
-        let columns: Vec<(i64,)> =
-            store.database().fetch_all("SELECT CAST(1 AS BIGINT) FROM acme_notifications_events", ()).await.unwrap();
-        assert_eq!(columns.len(), 2);
+        let second = ViewRow {
+            sequencenumber: 2,
+            version: 1,
+            payload: "{\"number\":1}".to_owned(),
+            metadata: "{\"by\": 1}".to_owned(),
+            id: effect.id.to_string(),
+            correlationidentifier: Some("order 7".to_owned()),
+            causationidentifier: Some(cause.id.to_string()),
+            ..first.clone()
+        };
+        assert_eq!(rows, [first, second]);
     }
 
     async fn s02_a_stream_is_found_by_its_whole_name(database: TestDatabase) {

@@ -48,7 +48,7 @@ both! {
         let at_one = (one.id, stream("a-1"), at_one);
 
         // A prefix, more than the whole, another order, another stream.
-        assert_eq!(reused(append(&store, "a-1", &[one.clone()]).await), at_one);
+        assert_eq!(reused(append(&store, "a-1", std::slice::from_ref(&one)).await), at_one);
         assert_eq!(reused(append(&store, "a-1", &[one.clone(), two.clone(), event(3)]).await), at_one);
         assert_eq!(reused(append(&store, "a-1", &[two.clone(), one.clone()]).await).1, stream("a-1"));
         assert_eq!(reused(append(&store, "b-1", &[one.clone(), two.clone()]).await), at_one);
@@ -69,8 +69,8 @@ both! {
     async fn s05_two_appends_of_one_stream_are_not_one(database: TestDatabase) {
         let store = database.store().await;
         let (one, two) = (event(1), event(2));
-        append(&store, "a-1", &[one.clone()]).await.unwrap();
-        append(&store, "a-1", &[two.clone()]).await.unwrap();
+        append(&store, "a-1", std::slice::from_ref(&one)).await.unwrap();
+        append(&store, "a-1", std::slice::from_ref(&two)).await.unwrap();
 
         assert_eq!(reused(append(&store, "a-1", &[one.clone(), two]).await).0, one.id);
     }

@@ -7,4 +7,5 @@ mod given;
 mod open;
 mod read;
 mod repeated_append;
+mod safe_head;
 mod transaction;
