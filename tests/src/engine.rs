@@ -4,21 +4,88 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use store::{ExpectedVersion, Json, NewEvent, Position, Store, StreamName};
-use subscription_engine::{Criteria, Definition, Engine, Registry, Status, Subscriber, Worker};
+use subscription_engine::{
+    Criteria, Definition, Engine, EngineError, Outcome, Registry, Report, Status, Subscriber, Subscription,
+    Worker,
+};
 use testkit::{Collector, Failing, T0, both, position, positions};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// Appends so many events to one stream.
 pub(crate) async fn append(store: &Store, count: usize) {
-    let stream = StreamName::new("thing-1").unwrap();
-    for _ in 0..count.div_ceil(1_000) {
-        let size = count.min(1_000);
-        let events = (0..size).map(|_| NewEvent::new("Acme.Test:Happened", Json::empty_object())).collect();
+    append_typed(store, "thing-1", &vec!["Acme.Test:Happened"; count]).await;
+}
+
+/// Appends events of these types to a stream.
+pub(crate) async fn append_typed(store: &Store, stream: &str, types: &[&str]) {
+    let stream = StreamName::new(stream).unwrap();
+    for types in types.chunks(1_000) {
+        let events = types.iter().map(|name| NewEvent::new(*name, Json::empty_object())).collect();
         store.append(&stream, ExpectedVersion::Any, events).await.unwrap();
     }
 }
 
-fn engine(store: &Store, subscribers: Vec<Arc<dyn Subscriber>>) -> Engine {
+pub(crate) fn engine(store: &Store, subscribers: Vec<Arc<dyn Subscriber>>) -> Engine {
     Engine::new(store.clone(), Registry::new(subscribers).unwrap(), "test")
+}
+
+/// A subscription as it stands.
+pub(crate) async fn look(engine: &Engine, id: &str) -> Subscription {
+    engine.status(&Criteria::id(id)).await.unwrap().remove(0).subscription
+}
+
+pub(crate) async fn status(engine: &Engine, id: &str) -> Status {
+    look(engine, id).await.state.status()
+}
+
+/// What a report says of the one subscription in it.
+pub(crate) fn only(report: Report) -> Outcome {
+    assert_eq!(report.len(), 1, "{report:?}");
+    report.into_iter().next().unwrap().1
+}
+
+/// Waits until this holds of a subscription.
+pub(crate) async fn until(engine: &Engine, id: &str, holds: impl Fn(&Subscription) -> bool) {
+    let mut wake = engine.store().wake();
+    let patience = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        wake.arm();
+        let now = look(engine, id).await;
+        if holds(&now) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < patience, "waited in vain: {now:?}");
+        wake.wait(Duration::from_millis(20)).await;
+    }
+}
+
+/// A worker that runs until it is stopped.
+pub(crate) struct Running {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), EngineError>>,
+}
+
+impl Running {
+    /// Starts a worker and returns once it is about to move.
+    pub(crate) async fn start(engine: &Engine) -> Self {
+        Self::start_for(engine, Criteria::all()).await
+    }
+
+    pub(crate) async fn start_for(engine: &Engine, criteria: Criteria) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let (ready, is_ready) = oneshot::channel();
+        let worker = Worker::new(engine.clone(), criteria, "test");
+        let task = tokio::spawn(worker.run(async { stopped.await.unwrap() }, || ready.send(()).unwrap()));
+        is_ready.await.unwrap();
+        Self { stop, task }
+    }
+
+    /// Asks it to stop and waits until it has.
+    pub(crate) async fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.task.await.unwrap().unwrap();
+    }
 }
 
 both! {
@@ -65,21 +132,10 @@ both! {
         let collector = Collector::new(Definition::projector("collector"));
         let engine = engine(&store, vec![collector.clone()]);
         append(&store, 3).await;
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let worker = Worker::new(engine.clone(), Criteria::all(), "test");
-        let running = tokio::spawn(worker.run(async move { stopped.await.unwrap() }, || {}));
+        let worker = Running::start(&engine).await;
         append(&store, 3).await;
-        let mut wake = store.wake();
-        loop {
-            wake.arm();
-            let status = engine.status(&Criteria::all()).await.unwrap().remove(0);
-            if status.subscription.state.status() == Status::Active && position(&status.subscription) == 6 {
-                break;
-            }
-            wake.wait(Duration::from_millis(20)).await;
-        }
-        stop.send(()).unwrap();
-        running.await.unwrap().unwrap();
+        until(&engine, "collector", |now| now.state.status() == Status::Active && position(now) == 6).await;
+        worker.stop().await;
         assert_eq!(collector.positions(&store).await, positions(6));
         assert!(engine.live_workers().await.unwrap().is_empty());
     }

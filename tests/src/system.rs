@@ -5,6 +5,8 @@ mod append;
 mod bad_input;
 mod crash;
 mod engine;
+mod engine_failure;
+mod engine_worker;
 mod given;
 mod notifications;
 mod open;

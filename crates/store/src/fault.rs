@@ -98,7 +98,7 @@ impl Fault {
     }
 }
 
-/// The messages of an error and its sources, outermost first, without repetitions.
+/// The messages of an error and its sources, outermost first, without repetitions; fit to be stored.
 pub fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
     let mut chain: Vec<String> = Vec::new();
     let mut current = Some(error);
@@ -110,7 +110,8 @@ pub fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
             _ => None,
         };
         current = if inner.is_some() { None } else { error.source() };
-        let message = inner.unwrap_or_else(|| error.to_string());
+        // PostgreSQL's text cannot hold the character 0, and a failure must always be recorded.
+        let message = inner.unwrap_or_else(|| error.to_string()).replace('\0', "\u{fffd}");
         // A transparent error repeats its source.
         if chain.last() != Some(&message) {
             chain.push(message);

@@ -7,17 +7,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use store::{
-    Append, AppendError, Event, ExpectedVersion, Json, NewEvent, ReadError, StreamName, TableName, Tx,
-    Version,
-};
+use store::{Append, Event, ExpectedVersion, Json, NewEvent, ReadError, StreamName, TableName, Tx, Version};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::engine::Engine;
 use crate::gate::Passage;
-use crate::records::{self, Claim, RecordError};
+use crate::records::{self, Claim, RecordError, Session};
 use crate::subscriber::Definition;
 use crate::subscription::Subscription;
 
@@ -32,6 +29,8 @@ pub struct Context<'a> {
     /// The row as it was when this unit was planned; claimed again when the transaction opens.
     seen: &'a Subscription,
     tx: Option<Tx>,
+    /// Whose connection that is on the server.
+    session: Option<Session>,
     /// Held as long as the transaction, where writers exclude each other.
     passage: Option<Passage>,
     /// When the transaction opened, for whoever bounds it.
@@ -78,6 +77,7 @@ impl<'a> Context<'a> {
             definition,
             seen,
             tx: None,
+            session: None,
             passage: None,
             opened: Arc::new(watch::Sender::new(None)),
             appends: Vec::new(),
@@ -91,8 +91,9 @@ impl<'a> Context<'a> {
         definition: &'a Definition,
         seen: &'a Subscription,
         tx: Tx,
+        session: Session,
     ) -> Self {
-        let context = Self { tx: Some(tx), ..Self::new(engine, definition, seen) };
+        let context = Self { tx: Some(tx), session: Some(session), ..Self::new(engine, definition, seen) };
         context.opened.send_replace(Some(Instant::now()));
         context
     }
@@ -104,7 +105,7 @@ impl<'a> Context<'a> {
             let mut tx = self.engine.store().begin().await?;
             self.opened.send_replace(Some(Instant::now()));
             match records::claim(&mut tx, &self.seen.id).await {
-                Ok(Claim::Held(now)) if unchanged(self.seen, &now) => {}
+                Ok(Claim::Held(now, session)) if unchanged(self.seen, &now) => self.session = Some(session),
                 Ok(_) => {
                     tx.rollback().await;
                     return Err(ContextError::Busy);
@@ -148,11 +149,21 @@ impl<'a> Context<'a> {
             tx.rollback().await;
         }
     }
+
+    /// Undoes what was written by work that was cut short: its connection may be in the middle of a statement,
+    /// so it is closed, and the server does not finish the statement either.
+    pub(crate) async fn abandon(&mut self) {
+        if let (Some(tx), Some(session)) = (self.tx.take(), self.session) {
+            records::end_session(self.engine.store().database(), session).await;
+            drop(tx);
+        }
+    }
 }
 
 /// The row still says what this unit was planned on.
 pub(crate) fn unchanged(seen: &Subscription, now: &Subscription) -> bool {
-    seen.state == now.state && seen.position == now.position
+    let tries = |of: &Subscription| (of.attempt, of.failing_position);
+    seen.state == now.state && seen.position == now.position && tries(seen) == tries(now)
 }
 
 /// What a handler does because of one event.
@@ -221,14 +232,18 @@ impl Cause<'_, '_> {
         Ok(id)
     }
 
-    /// Reads a stream to decide on, with what this unit has appended to it so far.
+    /// Reads a stream to decide on, with what this unit has appended to it so far. It may grow before this unit
+    /// commits; then the expected version tells, and the unit is repeated.
     pub async fn load(&mut self, stream: &StreamName) -> Result<LoadedStream, ContextError> {
         let store = self.context.engine.store();
-        let tx = self.context.tx().await?;
         let mut events = Vec::new();
         let mut next = 0;
         loop {
-            let page = store.read_stream_in(tx, stream, next, STREAM_PAGE).await?;
+            // Reading does not take SQLite's write lock: the transaction is used only if it is open.
+            let page = match &mut self.context.tx {
+                Some(tx) => store.read_stream_in(tx, stream, next, STREAM_PAGE).await?,
+                None => store.read_stream(stream, next, STREAM_PAGE).await?,
+            };
             let is_last = page.len() < STREAM_PAGE;
             next = page.last().map_or(next, |event| event.version.0 + 1);
             events.extend(page.into_iter().map(|event| (event.event_type, event.payload)));
@@ -266,11 +281,6 @@ fn joined(planned: &Append, expected: ExpectedVersion) -> Option<ExpectedVersion
         (Any, Exactly(version)) => (version.0 == count - 1).then_some(NoStream),
         (StreamExists, Exactly(_)) => None,
     }
-}
-
-/// A handler's append met another one; the unit is repeated, which is nobody's failure.
-pub(crate) fn is_conflict(error: &AppendError) -> bool {
-    matches!(error, AppendError::WrongVersion { .. })
 }
 
 #[cfg(test)]

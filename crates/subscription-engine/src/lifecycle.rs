@@ -6,9 +6,9 @@ use store::{Sql, Tx};
 
 use crate::context::Context;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
-use crate::records::{self, Claim};
+use crate::records::{self, Claim, Session};
 use crate::subscriber::{BoxError, Registered, RunMode};
-use crate::subscription::{Failure, State, Subscription, Transition, next};
+use crate::subscription::{Failure, Resume, State, Subscription, Transition, next};
 use crate::unit::{self, Unit, bounded};
 
 impl Engine {
@@ -17,7 +17,7 @@ impl Engine {
     pub async fn set_up(&self, criteria: &Criteria, skip_booting: bool) -> Result<Report, EngineError> {
         let mut report = Report::new();
         for subscription in self.select(criteria).await? {
-            let subscription = self.retried_if_due(subscription).await?;
+            let subscription = self.retried_if_due(subscription, Resume::New).await?;
             if subscription.state == State::New {
                 let outcome = self.set_up_one(&subscription, skip_booting).await?;
                 report.push((subscription.id, outcome));
@@ -43,16 +43,19 @@ impl Engine {
             }
             position = Some(head.position);
         }
+        let now = self.clock().now().await?;
         let _passage = self.gate().pass().await;
         let mut tx = self.store().begin().await?;
-        let mut subscription = match records::claim(&mut tx, &seen.id).await? {
-            Claim::Held(subscription) if subscription.state == State::New => *subscription,
+        let (mut subscription, session) = match records::claim(&mut tx, &seen.id).await? {
+            Claim::Held(subscription, session) if subscription.state == State::New => {
+                (*subscription, session)
+            }
             _ => {
                 tx.rollback().await;
                 return Ok(Outcome::Busy);
             }
         };
-        let mut tx = match self.run_hook(registered, seen, tx, Hook::Setup).await {
+        let mut tx = match self.run_hook(registered, seen, (tx, session), Hook::Setup).await {
             Ok(tx) => tx,
             Err(broken) => {
                 let error = broken.roll_back().await;
@@ -68,7 +71,7 @@ impl Engine {
         subscription.position = position;
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();
         subscription.attempt = 0;
-        subscription.changed_at = self.clock().now().await?;
+        subscription.changed_at = now;
         records::save(&mut tx, &subscription, from, "set up", self.who()).await?;
         tx.commit().await?;
         self.store().announce();
@@ -128,9 +131,10 @@ impl Engine {
 
     /// One transition of one subscription, whatever worker is at it right now.
     async fn change(&self, id: &str, transition: Transition, why: &str) -> Result<Outcome, EngineError> {
+        let now = self.clock().now().await?;
         let mut tx = self.store().begin().await?;
         let mut subscription = match records::claim_patiently(&mut tx, id).await? {
-            Claim::Held(subscription) => *subscription,
+            Claim::Held(subscription, _) => *subscription,
             claim => {
                 tx.rollback().await;
                 return Ok(not_held(&claim));
@@ -148,23 +152,30 @@ impl Engine {
             subscription.attempt = 0;
             subscription.failing_position = None;
         }
-        subscription.changed_at = self.clock().now().await?;
+        subscription.changed_at = now;
         records::save(&mut tx, &subscription, from, why, self.who()).await?;
         tx.commit().await?;
         self.store().announce();
         Ok(Outcome::Became { from, to: subscription.state.status() })
     }
 
-    /// A subscription in error whose time to try again has come goes on as what it was.
-    pub(crate) async fn retried_if_due(&self, seen: Subscription) -> Result<Subscription, EngineError> {
-        let State::Error { next_retry: Some(at), .. } = seen.state else { return Ok(seen) };
+    /// A subscription in error whose time to try again has come goes on as what it was, if that is `wanted`.
+    pub(crate) async fn retried_if_due(
+        &self,
+        seen: Subscription,
+        wanted: Resume,
+    ) -> Result<Subscription, EngineError> {
+        let State::Error { next_retry: Some(at), resume, .. } = seen.state else { return Ok(seen) };
+        if resume != wanted || self.registered(&seen.id).is_none() {
+            return Ok(seen);
+        }
         let now = self.clock().now().await?;
-        if at > now || self.registered(&seen.id).is_none() {
+        if at > now {
             return Ok(seen);
         }
         let mut tx = self.store().begin().await?;
         let mut subscription = match records::claim(&mut tx, &seen.id).await? {
-            Claim::Held(subscription) if subscription.state == seen.state => *subscription,
+            Claim::Held(subscription, _) if subscription.state == seen.state => *subscription,
             _ => {
                 tx.rollback().await;
                 return Ok(seen);
@@ -198,9 +209,10 @@ impl Engine {
     }
 
     async fn remove_one(&self, id: &str, reason: &str) -> Result<Outcome, EngineError> {
+        let now = self.clock().now().await?;
         let mut tx = self.store().begin().await?;
-        let subscription = match records::claim_patiently(&mut tx, id).await? {
-            Claim::Held(subscription) => *subscription,
+        let (mut subscription, session) = match records::claim_patiently(&mut tx, id).await? {
+            Claim::Held(subscription, session) => (*subscription, session),
             claim => {
                 tx.rollback().await;
                 return Ok(not_held(&claim));
@@ -209,21 +221,21 @@ impl Engine {
         let mut failure = None;
         if subscription.state != State::New {
             let savepoint = tx.savepoint().await?;
-            tx = match self.tear_down(&subscription, tx).await {
+            tx = match self.tear_down(&subscription, (tx, session)).await {
                 Ok(mut tx) => {
                     tx.release(savepoint).await?;
                     tx
                 }
                 Err(Broken { tx: Some(mut tx), error }) => {
-                    failure = Some(Failure::new(&*error, None, self.clock().now().await?));
+                    failure = Some(Failure::new(&*error, None, now));
                     tx.roll_back_to(savepoint).await?;
                     tx
                 }
                 Err(Broken { tx: None, error }) => {
                     // The transaction was lost with the teardown; the row goes in one of its own.
-                    failure = Some(Failure::new(&*error, None, self.clock().now().await?));
+                    failure = Some(Failure::new(&*error, None, now));
                     let mut tx = self.store().begin().await?;
-                    if !matches!(records::claim_patiently(&mut tx, id).await?, Claim::Held(_)) {
+                    if !matches!(records::claim_patiently(&mut tx, id).await?, Claim::Held(..)) {
                         tx.rollback().await;
                         return Ok(Outcome::Busy);
                     }
@@ -231,7 +243,8 @@ impl Engine {
                 }
             };
         }
-        self.delete(tx, subscription, reason).await?;
+        subscription.changed_at = now;
+        self.delete(tx, &subscription, reason).await?;
         Ok(Outcome::Removed { failure })
     }
 
@@ -248,10 +261,11 @@ impl Engine {
     }
 
     async fn tear_down_one(&self, id: &str, reason: &str) -> Result<Outcome, EngineError> {
+        let now = self.clock().now().await?;
         let mut tx = self.store().begin().await?;
-        let subscription = match records::claim_patiently(&mut tx, id).await? {
-            Claim::Held(subscription) if matches!(subscription.state, State::Detached { .. }) => {
-                *subscription
+        let (mut subscription, session) = match records::claim_patiently(&mut tx, id).await? {
+            Claim::Held(subscription, session) if matches!(subscription.state, State::Detached { .. }) => {
+                (*subscription, session)
             }
             claim => {
                 tx.rollback().await;
@@ -262,21 +276,21 @@ impl Engine {
             tx.rollback().await;
             return Ok(no_code(&subscription));
         }
-        match self.tear_down(&subscription, tx).await {
+        match self.tear_down(&subscription, (tx, session)).await {
             Ok(tx) => {
-                self.delete(tx, subscription, reason).await?;
+                subscription.changed_at = now;
+                self.delete(tx, &subscription, reason).await?;
                 Ok(Outcome::Removed { failure: None })
             }
             Err(broken) => {
                 let error = broken.roll_back().await;
-                Ok(Outcome::Failed { failure: Failure::new(&*error, None, self.clock().now().await?) })
+                Ok(Outcome::Failed { failure: Failure::new(&*error, None, now) })
             }
         }
     }
 
-    async fn delete(&self, mut tx: Tx, mut subscription: Subscription, why: &str) -> Result<(), EngineError> {
-        subscription.changed_at = self.clock().now().await?;
-        records::delete(&mut tx, &subscription, why, self.who()).await?;
+    async fn delete(&self, mut tx: Tx, subscription: &Subscription, why: &str) -> Result<(), EngineError> {
+        records::delete(&mut tx, subscription, why, self.who()).await?;
         tx.commit().await?;
         self.store().announce();
         tracing::info!(subscription = subscription.id, "{} is removed", subscription.id);
@@ -284,10 +298,16 @@ impl Engine {
     }
 
     /// Runs the subscriber's teardown, if its code is here, and drops its tables.
-    pub(crate) async fn tear_down(&self, subscription: &Subscription, tx: Tx) -> Result<Tx, Broken> {
+    pub(crate) async fn tear_down(
+        &self,
+        subscription: &Subscription,
+        (tx, session): (Tx, Session),
+    ) -> Result<Tx, Broken> {
         let mut tx = match self.registered(&subscription.id) {
             None => tx,
-            Some(registered) => self.run_hook(registered, subscription, tx, Hook::Teardown).await?,
+            Some(registered) => {
+                self.run_hook(registered, subscription, (tx, session), Hook::Teardown).await?
+            }
         };
         for table in &subscription.clean_up {
             if let Err(error) = tx.execute(Sql::named("DROP TABLE IF EXISTS {t}", table), ()).await {
@@ -302,17 +322,19 @@ impl Engine {
         &self,
         registered: &Registered,
         subscription: &Subscription,
-        tx: Tx,
+        (tx, session): (Tx, Session),
         hook: Hook,
     ) -> Result<Tx, Broken> {
-        let mut context = Context::claimed(self, &registered.definition, subscription, tx);
+        let mut context = Context::claimed(self, &registered.definition, subscription, tx, session);
         let opened = context.opened();
         let subscriber = &registered.subscriber;
         let result = match hook {
             Hook::Setup => bounded(self, opened, subscriber.setup(&mut context)).await,
             Hook::Teardown => bounded(self, opened, subscriber.teardown(&mut context)).await,
         };
-        let was_cut = result.as_ref().is_err_and(|error| unit::find::<unit::Cut>(&**error).is_some());
+        if result.as_ref().is_err_and(|error| unit::find::<unit::Cut>(&**error).is_some()) {
+            context.abandon().await;
+        }
         let (tx, appends) = context.take();
         let error: BoxError = match (tx, result) {
             (Some(tx), Ok(())) if appends.is_empty() => return Ok(tx),
@@ -320,8 +342,7 @@ impl Engine {
                 let why = "a subscriber appends while it handles events, not while it is set up or torn down";
                 return Err(Broken { tx: Some(tx), error: why.into() });
             }
-            (Some(tx), Err(error)) if !was_cut => return Err(Broken { tx: Some(tx), error }),
-            (_, Err(error)) => error,
+            (tx, Err(error)) => return Err(Broken { tx, error }),
             (None, Ok(())) => "the transaction is gone".into(),
         };
         Err(Broken { tx: None, error })
@@ -355,7 +376,7 @@ pub(crate) fn not_held(claim: &Claim) -> Outcome {
     match claim {
         Claim::Gone => Outcome::Refused { why: "there is no such subscription".to_owned() },
         Claim::Busy => Outcome::Busy,
-        Claim::Held(now) => Outcome::Refused { why: format!("it is {}", now.state.status()) },
+        Claim::Held(now, _) => Outcome::Refused { why: format!("it is {}", now.state.status()) },
     }
 }
 

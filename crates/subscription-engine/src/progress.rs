@@ -36,27 +36,46 @@ pub(crate) enum Step {
 }
 
 /// How far a subscription has looked beyond its stored position: events that it does not want move it only
-/// now and then.
+/// now and then. A fact about the log, not about the row: whoever starts the subscription over reads anew.
 #[derive(Debug)]
 pub(crate) struct Cursor {
-    scanned: Position,
+    /// It wants nothing after this position …
+    from: Position,
+    /// … and up to this one.
+    to: Position,
+    /// Since when there is something to write down.
     since: Option<Instant>,
 }
 
 impl Cursor {
     pub(crate) fn new() -> Self {
-        Self { scanned: Position::START, since: None }
+        Self { from: Position::START, to: Position::START, since: None }
+    }
+
+    /// Where to read on.
+    fn read_from(&self, seen: &Subscription) -> Position {
+        let stands = seen.read_from();
+        if (self.from..=self.to).contains(&stands) { self.to } else { stands }
     }
 
     /// Notes how far was looked; says whether it is time to write that down.
     fn note(&mut self, seen: &Subscription, scanned: Position, now: bool) -> bool {
-        self.scanned = scanned;
-        if scanned <= seen.read_from() {
+        let stands = seen.read_from();
+        if !(self.from..=self.to).contains(&stands) {
+            self.from = stands;
+        }
+        self.to = scanned;
+        if scanned <= stands {
             self.since = None;
             return false;
         }
         let since = *self.since.get_or_insert_with(Instant::now);
-        now || since.elapsed() >= SAVE_AFTER || scanned.0 - seen.read_from().0 >= SAVE_EVENTS
+        now || since.elapsed() >= SAVE_AFTER || scanned.0 - stands.0 >= SAVE_EVENTS
+    }
+
+    /// Everything up to here is stored.
+    fn stored(&mut self, to: Position) {
+        *self = Self { from: to, to, since: None };
     }
 }
 
@@ -132,7 +151,7 @@ impl Engine {
         let mut worked = false;
         loop {
             let Some(seen) = records::load(self.store().database(), id).await? else { return Ok(None) };
-            let seen = self.retried_if_due(seen).await?;
+            let seen = self.retried_if_due(seen, status).await?;
             let in_status = matches!(
                 (&seen.state, status),
                 (State::Booting, Resume::Booting) | (State::Active, Resume::Active)
@@ -179,10 +198,13 @@ impl Engine {
                 Outcome::Busy => Step::Busy,
                 _ => Step::Idle(None),
             }),
-            State::Error { next_retry: Some(at), .. } => {
-                let at = *at;
-                let retried = self.retried_if_due(seen.clone()).await?;
-                Ok(if retried.state == seen.state { Step::Idle(Some(at)) } else { Step::Changed })
+            State::Error { next_retry: Some(at), resume, .. } => {
+                if *at > self.clock().now().await? {
+                    return Ok(Step::Idle(Some(*at)));
+                }
+                let retried = self.retried_if_due(seen.clone(), *resume).await?;
+                // Due, but somebody else has it: no reason to ask again at once.
+                Ok(if retried.state == seen.state { Step::Busy } else { Step::Changed })
             }
             State::Booting | State::Active => self.step_of(&seen, cursor, save_now, usize::MAX).await,
             _ => Ok(Step::Idle(None)),
@@ -199,11 +221,9 @@ impl Engine {
     ) -> Result<Step, EngineError> {
         let Some(registered) = self.registered(&seen.id) else { return Ok(Step::Idle(None)) };
         let limit = limit.min(self.settings().unit_events);
-        let from = seen.read_from().max(cursor.scanned);
-        match unit::run(self, registered, seen, from, limit).await? {
+        match unit::run(self, registered, seen, cursor.read_from(seen), limit).await? {
             Unit::Moved { events, to } => {
-                cursor.note(seen, to, false);
-                cursor.since = None;
+                cursor.stored(to);
                 Ok(Step::Moved(events))
             }
             Unit::Busy => Ok(Step::Busy),
@@ -227,7 +247,7 @@ impl Engine {
         let _passage = self.gate().pass().await;
         let mut tx = self.store().begin().await?;
         let saved = match records::claim(&mut tx, &seen.id).await? {
-            Claim::Held(now) if unchanged(seen, &now) => {
+            Claim::Held(now, _) if unchanged(seen, &now) => {
                 records::advance(&mut tx, seen, to, seen.attempt, seen.failing_position).await?
             }
             _ => false,
@@ -242,10 +262,11 @@ impl Engine {
 
     /// A subscription that has nothing more before the head is Active from here on, or Finished.
     async fn reach_head(&self, seen: &Subscription, head: Position, once: bool) -> Result<Step, EngineError> {
+        let now = self.clock().now().await?;
         let _passage = self.gate().pass().await;
         let mut tx = self.store().begin().await?;
         let mut subscription = match records::claim(&mut tx, &seen.id).await? {
-            Claim::Held(now) if unchanged(seen, &now) => *now,
+            Claim::Held(now, _) if unchanged(seen, &now) => *now,
             _ => {
                 tx.rollback().await;
                 return Ok(Step::Busy);
@@ -255,7 +276,7 @@ impl Engine {
         subscription.state = next(&subscription.state, Transition::ReachHead { once })?;
         // Nothing was ever there: it has not begun.
         subscription.position = subscription.position.max((head > Position::START).then_some(head));
-        subscription.changed_at = self.clock().now().await?;
+        subscription.changed_at = now;
         records::save(&mut tx, &subscription, from, "reached the head", self.who()).await?;
         tx.commit().await?;
         self.store().announce();
@@ -312,9 +333,10 @@ impl Engine {
 
     /// Tears a projector down and sets it up again, before its first event; an outcome if that was refused.
     async fn start_over(&self, id: &str, reason: &str) -> Result<Option<Outcome>, EngineError> {
+        let now = self.clock().now().await?;
         let mut tx = self.store().begin().await?;
-        let mut subscription = match records::claim_patiently(&mut tx, id).await? {
-            Claim::Held(subscription) => *subscription,
+        let (mut subscription, session) = match records::claim_patiently(&mut tx, id).await? {
+            Claim::Held(subscription, session) => (*subscription, session),
             claim => {
                 tx.rollback().await;
                 return Ok(Some(not_held(&claim)));
@@ -337,17 +359,17 @@ impl Engine {
         let from = subscription.state.status();
         let torn_down = match from {
             Status::New => Ok(tx),
-            _ => self.tear_down(&subscription, tx).await,
+            _ => self.tear_down(&subscription, (tx, session)).await,
         };
         let set_up = match torn_down {
-            Ok(tx) => self.run_hook(registered, &subscription, tx, Hook::Setup).await,
+            Ok(tx) => self.run_hook(registered, &subscription, (tx, session), Hook::Setup).await,
             broken => broken,
         };
         let mut tx = match set_up {
             Ok(tx) => tx,
             Err(broken) => {
                 let error = broken.roll_back().await;
-                let failure = Failure::new(&*error, None, self.clock().now().await?);
+                let failure = Failure::new(&*error, None, now);
                 return Ok(Some(Outcome::Failed { failure }));
             }
         };
@@ -356,7 +378,7 @@ impl Engine {
         subscription.attempt = 0;
         subscription.failing_position = None;
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();
-        subscription.changed_at = self.clock().now().await?;
+        subscription.changed_at = now;
         records::save(&mut tx, &subscription, from, reason, self.who()).await?;
         tx.commit().await?;
         self.store().announce();

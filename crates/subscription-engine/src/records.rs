@@ -30,10 +30,14 @@ pub enum RecordError {
     Database(#[from] sqlx::Error),
 }
 
+/// The server's end of the connection that holds a claim (PostgreSQL).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Session(Option<i32>);
+
 /// What came of asking for a row's lock.
 pub(crate) enum Claim {
     /// It is ours until the transaction ends.
-    Held(Box<Subscription>),
+    Held(Box<Subscription>, Session),
     /// Somebody else has it.
     Busy,
     /// There is no such row.
@@ -46,10 +50,14 @@ const CLAIM_PATIENCE: &str = "SET LOCAL lock_timeout = '5s'";
 /// A query for whole rows.
 macro_rules! select {
     ($rest:literal) => {
+        select!("NULL", $rest)
+    };
+    ($session:literal, $rest:literal) => {
         concat!(
             r#"SELECT id, program, "group", run_mode, status, resume, position, error, attempt,
-                      failing_position, next_retry_at, clean_up, created_at, changed_at
-                 FROM herald_subscriptions "#,
+                      failing_position, next_retry_at, clean_up, created_at, changed_at, "#,
+            $session,
+            " AS session FROM herald_subscriptions ",
             $rest
         )
     };
@@ -71,6 +79,7 @@ struct Row {
     clean_up: String,
     created_at: Timestamp,
     changed_at: Timestamp,
+    session: Option<i32>,
 }
 
 impl TryFrom<Row> for Subscription {
@@ -137,7 +146,7 @@ pub(crate) async fn claim(tx: &mut Tx, id: &str) -> Result<Claim, RecordError> {
         // The transaction holds the only write lock already.
         DatabaseKind::Sqlite => claimed(tx.fetch_optional(select!("WHERE id = $1"), (id,)).await?),
         DatabaseKind::Postgres => {
-            let sql = select!("WHERE id = $1 FOR UPDATE SKIP LOCKED");
+            let sql = select!("pg_backend_pid()", "WHERE id = $1 FOR UPDATE SKIP LOCKED");
             match claimed(tx.fetch_optional(sql, (id,)).await?)? {
                 Claim::Gone => {
                     let exists: Option<Row> = tx.fetch_optional(select!("WHERE id = $1"), (id,)).await?;
@@ -155,7 +164,7 @@ pub(crate) async fn claim_patiently(tx: &mut Tx, id: &str) -> Result<Claim, Reco
         return claim(tx, id).await;
     }
     tx.execute(CLAIM_PATIENCE, ()).await?;
-    let sql = select!("WHERE id = $1 FOR UPDATE");
+    let sql = select!("pg_backend_pid()", "WHERE id = $1 FOR UPDATE");
     match tx.fetch_optional(sql, (id,)).await {
         Ok(row) => claimed(row),
         // 55P03: the lock was not free in time.
@@ -165,10 +174,19 @@ pub(crate) async fn claim_patiently(tx: &mut Tx, id: &str) -> Result<Claim, Reco
 }
 
 fn claimed(row: Option<Row>) -> Result<Claim, RecordError> {
-    Ok(match row {
-        Some(row) => Claim::Held(Box::new(row.try_into()?)),
-        None => Claim::Gone,
-    })
+    let Some(row) = row else { return Ok(Claim::Gone) };
+    let session = Session(row.session);
+    Ok(Claim::Held(Box::new(row.try_into()?), session))
+}
+
+/// Has the server end a session of ours that hangs in a statement and would keep its claim until that ends.
+pub(crate) async fn end_session(database: &Database, session: Session) {
+    let Session(Some(process)) = session else { return };
+    let ended: sqlx::Result<Option<(bool,)>> =
+        database.fetch_optional("SELECT pg_terminate_backend($1)", (process,)).await;
+    if let Err(error) = ended {
+        tracing::debug!(%error, "could not end a session that was cut short; its claim lasts until its statement ends");
+    }
 }
 
 /// Adds a row unless there is one; says whether it did. Two processes may do this at once.

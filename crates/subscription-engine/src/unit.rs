@@ -12,7 +12,7 @@ use store::{Event, Fault, Position, refuse_appends};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::context::{Context, ContextError, is_conflict, unchanged};
+use crate::context::{Context, ContextError, unchanged};
 use crate::engine::{Engine, EngineError, FaultPoint};
 use crate::records::{self, Claim};
 use crate::subscriber::{BoxError, Registered};
@@ -111,9 +111,9 @@ async fn handle(
     let opened = context.opened();
     let work = registered.subscriber.handle(events, &mut context);
     if let Err(error) = bounded(engine, opened, work).await {
-        // A statement that was cut short leaves a connection in an unknown state: dropping closes it.
-        if find::<Cut>(&*error).is_none() {
-            context.roll_back().await;
+        match find::<Cut>(&*error) {
+            Some(_) => context.abandon().await,
+            None => context.roll_back().await,
         }
         return Ok(classify(error));
     }
@@ -149,8 +149,7 @@ async fn commit(
     // The last statement before the commit: positions are drawn here, and readers wait for who has drawn.
     if let Err(error) = engine.store().append_all(&mut tx, appends).await {
         tx.rollback().await;
-        let conflict = is_conflict(&error);
-        return Ok(if conflict { Part::Stalled(error.to_string()) } else { classify(error.into()) });
+        return Ok(classify(error.into()));
     }
     engine.strike(FaultPoint::BeforeCommit, &seen.id)?;
     if engine.strikes(FaultPoint::InsideCommit, &seen.id) {
@@ -251,8 +250,9 @@ pub(crate) async fn fail(
     let now = engine.store().clock().now().await?;
     let failure = Failure::new(error, event, now);
     let mut tx = engine.store().begin().await?;
-    let mut subscription = match records::claim(&mut tx, &seen.id).await? {
-        Claim::Held(subscription) if unchanged(seen, &subscription) => *subscription,
+    // Patiently: the connection of a handler that was cut short may not be closed yet.
+    let mut subscription = match records::claim_patiently(&mut tx, &seen.id).await? {
+        Claim::Held(subscription, _) if unchanged(seen, &subscription) => *subscription,
         _ => {
             tx.rollback().await;
             return Ok(Unit::Busy);
@@ -260,6 +260,11 @@ pub(crate) async fn fail(
     };
     // Attempts count for one failing position: another one begins at none.
     let position = event.map(|event| event.position);
+    // Everything before the failing event is handled or not wanted.
+    let before = position.map_or(Position::START, |position| Position(position.0 - 1));
+    if before > subscription.read_from() {
+        subscription.position = Some(before);
+    }
     if subscription.failing_position != position {
         subscription.attempt = 0;
     }

@@ -1,6 +1,8 @@
 //! Small honest subscribers for tests, and switches that cut an engine off.
 
 use std::collections::VecDeque;
+use std::future::{Future, ready};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -74,9 +76,14 @@ impl Failing {
         })
     }
 
+    /// Fails at these positions from now on.
+    pub fn fail_at(&self, at: impl IntoIterator<Item = i64>) {
+        self.at.send_replace(at.into_iter().collect());
+    }
+
     /// Fails no more.
     pub fn mend(&self) {
-        self.at.send_replace(Vec::new());
+        self.fail_at([]);
     }
 
     /// How often it was called.
@@ -108,6 +115,82 @@ impl Subscriber for Failing {
             None => Ok(()),
             Some(event) => Err(format!("cannot digest position {}", event.position).into()),
         }
+    }
+}
+
+/// What a call of a [`Scripted`] subscriber comes to.
+pub type Scene<'a> = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send + 'a>>;
+
+type Handle = dyn for<'a> Fn(&'a [Event], &'a mut Context<'_>) -> Scene<'a> + Send + Sync;
+type Hook = dyn for<'a> Fn(&'a mut Context<'_>) -> Scene<'a> + Send + Sync;
+
+/// A subscriber that does what a test says, in the test's own words.
+pub struct Scripted {
+    definition: Definition,
+    handle: Box<Handle>,
+    setup: Box<Hook>,
+    teardown: Box<Hook>,
+}
+
+impl Scripted {
+    /// Handles events like this; setup and teardown do nothing.
+    pub fn new(
+        definition: Definition,
+        handle: impl for<'a> Fn(&'a [Event], &'a mut Context<'_>) -> Scene<'a> + Send + Sync + 'static,
+    ) -> Self {
+        Self { definition, handle: Box::new(handle), setup: Box::new(nothing), teardown: Box::new(nothing) }
+    }
+
+    /// Takes events and does nothing with them.
+    pub fn idle(definition: Definition) -> Self {
+        Self::new(definition, |_, _| Box::pin(ready(Ok(()))))
+    }
+
+    /// Is set up like this.
+    #[must_use]
+    pub fn with_setup(
+        self,
+        setup: impl for<'a> Fn(&'a mut Context<'_>) -> Scene<'a> + Send + Sync + 'static,
+    ) -> Self {
+        Self { setup: Box::new(setup), ..self }
+    }
+
+    /// Is torn down like this.
+    #[must_use]
+    pub fn with_teardown(
+        self,
+        teardown: impl for<'a> Fn(&'a mut Context<'_>) -> Scene<'a> + Send + Sync + 'static,
+    ) -> Self {
+        Self { teardown: Box::new(teardown), ..self }
+    }
+}
+
+fn nothing<'a>(_: &'a mut Context<'_>) -> Scene<'a> {
+    Box::pin(ready(Ok(())))
+}
+
+impl std::fmt::Debug for Scripted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scripted").field("definition", &self.definition).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Subscriber for Scripted {
+    fn definition(&self) -> Definition {
+        self.definition.clone()
+    }
+
+    async fn setup(&self, context: &mut Context<'_>) -> Result<(), BoxError> {
+        (self.setup)(context).await
+    }
+
+    async fn handle(&self, events: &[Event], context: &mut Context<'_>) -> Result<(), BoxError> {
+        (self.handle)(events, context).await
+    }
+
+    async fn teardown(&self, context: &mut Context<'_>) -> Result<(), BoxError> {
+        (self.teardown)(context).await
     }
 }
 
