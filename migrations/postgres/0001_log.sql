@@ -39,8 +39,7 @@ CREATE TABLE herald_events (
 --   appended   with the stream's new version and the position of the last event
 --   conflict   with the stream's version (null: no stream); nothing was written for it
 --   known      some of its event ids are in the log already; nothing was written for it
--- With all_or_nothing, a single append that is not 'appended' keeps all the others from being written too;
--- the caller rolls back.
+-- With all_or_nothing, a single conflict keeps all the others from being written too; the caller rolls back.
 --
 -- The order of steps is the proof that no reader skips an event: first the stream rows, where an append may
 -- wait; then the shared advisory lock; then positions are drawn and rows inserted; nothing comes between
@@ -109,7 +108,7 @@ BEGIN
         first := first + size;
     END LOOP;
 
-    IF 'appended' = ANY (outcomes) AND NOT (all_or_nothing AND outcomes && ARRAY['conflict', 'known']) THEN
+    IF 'appended' = ANY (outcomes) AND NOT (all_or_nothing AND 'conflict' = ANY (outcomes)) THEN
         PERFORM pg_advisory_xact_lock_shared(1214607969, 'herald_positions'::regclass::oid::integer);
         IF events = 1 THEN
             INSERT INTO herald_events (position, stream, version, type, payload, metadata, id, correlation_id,

@@ -145,18 +145,15 @@ impl Store {
         if append.events.is_empty() {
             return Ok(Appended { position: None, version: None, replayed: false });
         }
-        let mut connection = self.database().writer().await?;
-        let outcomes = if connection.kind() == DatabaseKind::Postgres {
+        let outcomes = if self.database().kind() == DatabaseKind::Postgres {
             // One call is one statement is one transaction: a single round trip.
-            let outcomes = append_on_postgres(&mut connection, &[&append], false).await;
-            drop(connection);
-            match outcomes {
+            let mut connection = self.database().writer().await?;
+            match append_on_postgres(&mut connection, &[&append], false).await {
                 Ok(outcomes) => outcomes,
                 Err(error) if is_duplicate_id(&error) => vec![Outcome::Known],
                 Err(error) => return Err(broken(error)),
             }
         } else {
-            drop(connection);
             let mut tx = self.begin().await?;
             let outcomes = append_on_sqlite(&mut tx, self, &[&append]).await?;
             if matches!(outcomes[0], Outcome::Appended(_)) {
@@ -181,7 +178,8 @@ impl Store {
 
     /// Appends to several streams inside a transaction, as its last statement: once, and then commit.
     ///
-    /// Answers in the order of the appends. On an error nothing may be committed: roll the transaction back.
+    /// Answers in the order of the appends; one that is a repetition answers what it did the first time and
+    /// keeps no other from being written. On an error nothing can be committed: roll the transaction back.
     /// Events with a derived id that the log already has are left out: the first stored one wins.
     pub async fn append_all(&self, tx: &mut Tx, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
         check(&appends)?;
@@ -192,7 +190,16 @@ impl Store {
         if !tx.note_append() {
             return Err(AppendError::SecondAppend);
         }
-        let mut appends = appends;
+        // Some of the appends may have been written when another one is refused.
+        let result = self.append_sorted(tx, appends).await;
+        tx.remember(result)
+    }
+
+    async fn append_sorted(
+        &self,
+        tx: &mut Tx,
+        mut appends: Vec<Append>,
+    ) -> Result<Vec<Appended>, AppendError> {
         let already = leave_out_stored_derived(tx, &mut appends).await?;
         let mut order: Vec<usize> = (0..appends.len()).filter(|i| !appends[*i].events.is_empty()).collect();
         order.sort_by(|a, b| {
@@ -201,10 +208,7 @@ impl Store {
         let sorted: Vec<&Append> = order.iter().map(|i| &appends[*i]).collect();
         let outcomes = match tx.kind() {
             _ if sorted.is_empty() => Vec::new(),
-            DatabaseKind::Postgres => {
-                let result = append_on_postgres(tx.connection(), &sorted, true).await;
-                tx.remember(result)?
-            }
+            DatabaseKind::Postgres => append_on_postgres(tx.connection(), &sorted, true).await?,
             DatabaseKind::Sqlite => append_on_sqlite(tx, self, &sorted).await?,
         };
         let mut results = already;
@@ -461,8 +465,7 @@ async fn leave_out_stored_derived(tx: &mut Tx, appends: &mut [Append]) -> Result
     if derived.is_empty() {
         return Ok(results);
     }
-    let result = stored_ids(tx.connection(), &derived).await;
-    let stored = tx.remember(result)?;
+    let stored = stored_ids(tx.connection(), &derived).await?;
     for (append, result) in appends.iter_mut().zip(&mut results) {
         append.events.retain(|event| {
             let Some(row) = stored.get(&event.id) else { return true };

@@ -14,10 +14,12 @@ use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor, Postgres, Sqlite};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor, Postgres, SqlSafeStr, Sqlite};
 
 use crate::sql::Sql;
+use crate::tx::Tx;
 use crate::values::{Record, Values};
+use crate::wake::Signal;
 
 /// How long a statement waits for another process to let go of an SQLite file.
 const SQLITE_BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,11 +77,43 @@ pub struct Options {
     pub create: bool,
     /// Connections to PostgreSQL.
     pub connections: u32,
+    /// The password, if it is not in the URL.
+    pub password: Option<Secret>,
+}
+
+/// Text that must not be shown.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps the text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("<redacted>")
+    }
+}
+
+/// Where a database is, for people; without secrets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// The host, for a server.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: Option<u16>,
+    /// The database's name, or the file.
+    pub database: String,
+    /// The user, for a server.
+    pub user: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { durability: Durability::Full, create: true, connections: 16 }
+        Self { durability: Durability::Full, create: true, connections: 16, password: None }
     }
 }
 
@@ -162,6 +196,9 @@ impl Database {
             ("default_transaction_isolation", "read committed"),
             ("default_transaction_read_only", "off"),
         ]);
+        if let Some(Secret(password)) = &options.password {
+            connect = connect.password(password);
+        }
         if options.durability == Durability::PowerCutMayLoseCommits {
             connect = connect.options([("synchronous_commit", "off")]);
         }
@@ -232,6 +269,24 @@ impl Database {
         }
     }
 
+    /// Where it is.
+    pub fn target(&self) -> Target {
+        match self {
+            Self::Sqlite { file, .. } => Target { database: file.display().to_string(), ..Target::default() },
+            Self::Postgres { pool } => {
+                let options = pool.connect_options();
+                let user = options.get_username().to_owned();
+                Target {
+                    host: Some(options.get_host().to_owned()),
+                    port: Some(options.get_port()),
+                    // PostgreSQL takes the user's name where no database is named.
+                    database: options.get_database().unwrap_or(&user).to_owned(),
+                    user: Some(user),
+                }
+            }
+        }
+    }
+
     /// A connection that may write; on SQLite there is one, and its users queue in fair order.
     pub(crate) async fn writer(&self) -> sqlx::Result<Connection> {
         match self {
@@ -250,13 +305,16 @@ impl Database {
 
     /// Runs one statement in a transaction of its own and says how many rows it touched.
     pub async fn execute(&self, sql: impl Into<Sql>, values: impl Values) -> sqlx::Result<u64> {
-        let mut connection = self.writer().await?;
-        if connection.kind() == DatabaseKind::Postgres {
-            return connection.execute(sql.into(), values).await;
+        if self.kind() == DatabaseKind::Postgres {
+            return self.writer().await?.execute(sql.into(), values).await;
         }
-        connection.begin().await?;
-        let result = connection.execute(sql.into(), values).await;
-        connection.run(if result.is_ok() { "COMMIT" } else { "ROLLBACK" }).await?;
+        // In the guard of a transaction: a caller that gives up half-way must not leave the lock behind.
+        let mut tx = Tx::begin(self, Signal::new()).await?;
+        let result = tx.execute(sql, values).await;
+        match result {
+            Ok(_) => tx.commit().await?,
+            Err(_) => tx.rollback().await,
+        }
         result
     }
 
@@ -292,7 +350,7 @@ impl Database {
 
 impl Connection {
     /// Runs literal SQL, of one statement or several, without values.
-    pub(crate) async fn run(&mut self, sql: &'static str) -> sqlx::Result<()> {
+    pub(crate) async fn run(&mut self, sql: impl SqlSafeStr) -> sqlx::Result<()> {
         match self {
             Self::Sqlite(connection) => connection.execute(sqlx::raw_sql(sql)).await.map(drop),
             Self::Postgres(connection) => connection.execute(sqlx::raw_sql(sql)).await.map(drop),
@@ -311,6 +369,16 @@ impl Connection {
                 Err(error) if is_busy(&error) && start.elapsed() < SQLITE_BUSY_TIMEOUT => {}
                 result => return result,
             }
+        }
+    }
+
+    /// Commits, and fails if there is nothing to commit any more.
+    pub(crate) async fn commit(&mut self) -> sqlx::Result<()> {
+        match self.kind() {
+            DatabaseKind::Sqlite => self.run("COMMIT").await,
+            // PostgreSQL answers the COMMIT of a failed transaction with a rollback and calls it a success. Any
+            // other statement is refused there, so one goes ahead, in the same round trip.
+            DatabaseKind::Postgres => self.run("SELECT 1; COMMIT").await,
         }
     }
 
@@ -415,7 +483,9 @@ impl Connection {
 
 /// Another process holds the write lock of the file.
 fn is_busy(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|error| error.code().as_deref() == Some("5"))
+    // The low byte of the code is the kind: 261, for one, is busy because somebody recovers the file.
+    let code = error.as_database_error().and_then(|error| error.code()?.parse::<i32>().ok());
+    code.is_some_and(|code| code & 0xFF == 5)
 }
 
 fn sqlite_arguments(values: impl Values) -> sqlx::Result<SqliteArguments> {

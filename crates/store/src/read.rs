@@ -6,6 +6,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
+use uuid::Uuid;
 
 use crate::database::{Connection, DatabaseKind};
 use crate::event::{Event, Position};
@@ -93,7 +94,8 @@ impl Filter {
 impl Store {
     /// The next events after a position, oldest first, at most `limit` (and [`MAX_PAGE_EVENTS`]).
     ///
-    /// No event is ever skipped: what a page leaves behind it can never get an event later.
+    /// A page may be shorter than its limit although more events follow, where somebody is just appending;
+    /// an empty one means that there is nothing to read for now. No event is ever skipped: what a page leaves behind it can never get an event later.
     pub async fn read(&self, filter: &Filter, after: Position, limit: usize) -> Result<Page, ReadError> {
         let limit = page_limit(limit);
         if filter.is_all() {
@@ -108,7 +110,7 @@ impl Store {
         }
         let events = select(self, filter, after, Some(head), limit).await?;
         let is_full = i64::try_from(events.len()) == Ok(limit);
-        let scanned_to = events.last().filter(|_| is_full).map_or(head, |event| event.position);
+        let scanned_to = if is_full { events.last().map_or(after, |event| event.position) } else { head };
         Ok(Page { events, scanned_to })
     }
 
@@ -124,6 +126,13 @@ impl Store {
         let statement = Statement::new(filter, Position::START, Some(up_to), page_limit(limit))
             .in_direction(Direction::Backwards);
         statement.fetch(&mut self.database().reader().await?).await
+    }
+
+    /// Where the event with this id stands, if the log has it.
+    pub async fn find(&self, id: Uuid) -> Result<Option<Position>, ReadError> {
+        let sql = "SELECT position FROM herald_events WHERE id = $1";
+        let row: Option<(Position,)> = self.database().fetch_optional(sql, (id,)).await?;
+        Ok(row.map(|row| row.0))
     }
 
     /// How many events there are up to a position, which must not be beyond the head.

@@ -12,8 +12,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use sqlx::PgConnection;
+use tokio::time::Instant;
 
-use crate::database::Database;
+use crate::database::{Database, DatabaseKind};
 use crate::event::{Event, Position};
 use crate::read::{Filter, ReadError, select};
 use crate::store::Store;
@@ -43,20 +44,80 @@ impl Store {
     /// How far the log may be read right now. Waits a moment for appends under way, never for strangers.
     pub async fn head(&self) -> Result<Head, ReadError> {
         let top = self.top().await?;
-        let Database::Postgres { pool } = self.database() else {
+        if self.settle(top, HEAD_PATIENCE).await? {
             return Ok(Head { position: top, is_end: true });
-        };
+        }
+        let position = self.count_up().await?;
+        Ok(Head { position, is_end: position >= top })
+    }
+
+    /// The next events after a position, without a hole that might still be filled.
+    ///
+    /// Empty while the very next position belongs to an append under way, or when there is nothing more.
+    pub(crate) async fn read_contiguous(&self, after: Position, limit: i64) -> Result<Vec<Event>, ReadError> {
+        let mut run = self.look(after, limit).await?;
+        if run.stops_at_once {
+            tokio::time::sleep(GRACE).await;
+            run = self.look(after, limit).await?;
+        }
+        if run.stops_at_once {
+            // Not only up to where this page ends: one proof spares every later page the holes of the whole log.
+            let top = self.top().await?;
+            if !self.settle(top, HOLE_PATIENCE).await? {
+                tracing::debug!(after = after.0, "an append under way holds back the events behind it");
+            }
+            run = self.look(after, limit).await?;
+        }
+        Ok(run.events)
+    }
+
+    /// Reads what follows a position up to the first hole that is not known to be dead.
+    async fn look(&self, after: Position, limit: i64) -> Result<Run, ReadError> {
+        // Taken before the snapshot: what is missing below it then was rolled back.
+        let floor = self.known_head();
+        let mut events = select(self, &Filter::all(), after, None, limit).await?;
+        if self.database().kind() == DatabaseKind::Sqlite {
+            return Ok(Run { events, stops_at_once: false });
+        }
+        let length = contiguous(&events, after, floor);
+        let stops_at_once = length == 0 && !events.is_empty();
+        events.truncate(length);
+        // A run without holes settles what it covers only if it starts where everything below is settled.
+        if let Some(last) = events.last()
+            && after <= floor
+        {
+            self.raise_known_head(last.position);
+        }
+        Ok(Run { events, stops_at_once })
+    }
+
+    /// Sees to it that everything at or below `top`, a position that was visible, is visible to the next
+    /// snapshot or dead for good; says whether that came true in time.
+    ///
+    /// Only one task of a process watches the lock table at a time: what it proves is true for all of them, and
+    /// a hundred readers at one hole must not keep every connection from the appends they wait for.
+    async fn settle(&self, top: Position, patience: Duration) -> Result<bool, ReadError> {
+        let Database::Postgres { pool, .. } = self.database() else { return Ok(true) };
         if top <= self.known_head() {
-            return Ok(Head { position: top, is_end: true });
+            return Ok(true);
+        }
+        self.note_seen(top);
+        let deadline = Instant::now() + patience;
+        let turn = tokio::time::timeout_at(deadline, self.prover().lock()).await;
+        if top <= self.known_head() {
+            return Ok(true);
+        }
+        if turn.is_err() {
+            return Ok(false);
         }
         let mut connection = pool.acquire().await?;
-        let settled = wait_for_holders(&mut connection, HEAD_PATIENCE).await?;
-        drop(connection);
+        // All that was seen by anybody until now, and so before the lock table is read.
+        let seen = self.seen();
+        let settled = wait_for_holders(&mut connection, deadline).await?;
         if settled {
-            self.raise_known_head(top);
-            return Ok(Head { position: top, is_end: true });
+            self.raise_known_head(seen);
         }
-        Ok(Head { position: self.count_up().await?, is_end: false })
+        Ok(settled)
     }
 
     /// The highest position that is visible; below it there may be holes.
@@ -80,54 +141,13 @@ impl Store {
             }
         }
     }
+}
 
-    /// The next events after a position, without a hole that might still be filled.
-    ///
-    /// Empty while the very next position belongs to an append under way, or when there is nothing more.
-    pub(crate) async fn read_contiguous(&self, after: Position, limit: i64) -> Result<Vec<Event>, ReadError> {
-        let all = Filter::all();
-        // Up to here everything was seen or proven before this snapshot: what is missing in it is dead.
-        let floor = self.known_head();
-        let mut page = select(self, &all, after, None, limit).await?;
-        let Database::Postgres { pool } = self.database() else { return Ok(page) };
-        let Some(top) = page.last().map(|event| event.position) else { return Ok(page) };
-        let mut whole = contiguous(&page, after, floor);
-        if whole == page.len() {
-            self.raise_if_anchored(after, floor, top);
-            return Ok(page);
-        }
-        if whole == 0 {
-            tokio::time::sleep(GRACE).await;
-            page = select(self, &all, after, Some(top), limit).await?;
-            whole = contiguous(&page, after, floor);
-        }
-        if whole == 0 {
-            // The lock table is read after the page, and the page again after the lock table: each in a
-            // statement, and so in a snapshot, of its own.
-            let mut connection = pool.acquire().await?;
-            let settled = wait_for_holders(&mut connection, HOLE_PATIENCE).await?;
-            drop(connection);
-            page = select(self, &all, after, Some(top), limit).await?;
-            if settled {
-                self.raise_known_head(page.last().map_or(top, |event| event.position).min(top));
-                return Ok(page);
-            }
-            tracing::debug!(after = after.0, "an append under way holds back the events behind it");
-            whole = contiguous(&page, after, floor);
-        }
-        page.truncate(whole);
-        if let Some(last) = page.last() {
-            self.raise_if_anchored(after, floor, last.position);
-        }
-        Ok(page)
-    }
-
-    /// A run without holes settles what it covers only if it starts where everything below is settled.
-    fn raise_if_anchored(&self, after: Position, floor: Position, to: Position) {
-        if after <= floor {
-            self.raise_known_head(to);
-        }
-    }
+/// Events that follow each other without a hole.
+struct Run {
+    events: Vec<Event>,
+    /// There are events, but a hole comes before the first of them.
+    stops_at_once: bool,
 }
 
 /// How many events of the page follow `after` without a hole above the floor.
@@ -167,19 +187,14 @@ async fn holders(connection: &mut PgConnection) -> Result<HashSet<String>, ReadE
 /// Waits until none of those who hold the append lock now holds it any more; says whether that came true in
 /// time. All looks go through one connection: if the server restarts in between, the proof is void and this
 /// fails, since a prepared transaction would have changed its name.
-async fn wait_for_holders(connection: &mut PgConnection, patience: Duration) -> Result<bool, ReadError> {
+async fn wait_for_holders(connection: &mut PgConnection, deadline: Instant) -> Result<bool, ReadError> {
     let held = holders(connection).await?;
-    if held.is_empty() {
-        return Ok(true);
-    }
-    let start = tokio::time::Instant::now();
     let mut nap = SHORT_NAP;
-    while start.elapsed() < patience {
+    let mut gone = held.is_empty();
+    while !gone && Instant::now() < deadline {
         tokio::time::sleep(nap).await;
         nap = (nap * 2).min(LONG_NAP);
-        if held.is_disjoint(&holders(connection).await?) {
-            return Ok(true);
-        }
+        gone = held.is_disjoint(&holders(connection).await?);
     }
-    Ok(false)
+    Ok(gone)
 }

@@ -28,6 +28,10 @@ struct Inner {
     migrations: Vec<Migration>,
     /// Up to here everything is settled, as far as this process has seen or proven. Only ever raised.
     known_head: AtomicI64,
+    /// The highest position that this process has seen, settled or not. Only ever raised.
+    seen: AtomicI64,
+    /// Held by the one task that finds out who is appending.
+    prover: Mutex<()>,
     /// Tells other processes about commits.
     notifier: Mutex<Option<JoinHandle<()>>>,
 }
@@ -98,6 +102,8 @@ impl Store {
             signal,
             migrations,
             known_head: AtomicI64::new(0),
+            seen: AtomicI64::new(0),
+            prover: Mutex::new(()),
             notifier: Mutex::new(Some(notifier)),
         }))
     }
@@ -126,7 +132,10 @@ impl Store {
             (Uuid::now_v7(), setup.test_clock),
         )
         .await?;
-        tx.execute(Sql::named("DROP VIEW IF EXISTS {t}", &setup.view), ()).await?;
+        if tx.kind() == DatabaseKind::Sqlite {
+            // PostgreSQL replaces the view in place: it would refuse to drop one that somebody has built upon.
+            tx.execute(Sql::named("DROP VIEW IF EXISTS {t}", &setup.view), ()).await?;
+        }
         tx.execute(Sql::named(view_sql(tx.kind()), &setup.view), ()).await?;
         tx.commit().await?;
         check_sequence(&self.0.database).await?;
@@ -190,6 +199,18 @@ impl Store {
     pub(crate) fn raise_known_head(&self, to: Position) {
         self.0.known_head.fetch_max(to.0, Ordering::AcqRel);
     }
+
+    pub(crate) fn seen(&self) -> Position {
+        Position(self.0.seen.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn note_seen(&self, position: Position) {
+        self.0.seen.fetch_max(position.0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn prover(&self) -> &Mutex<()> {
+        &self.0.prover
+    }
 }
 
 async fn identity(database: &Database) -> sqlx::Result<Option<LogIdentity>> {
@@ -201,36 +222,46 @@ async fn identity(database: &Database) -> sqlx::Result<Option<LogIdentity>> {
 /// The proof that no event is skipped needs positions that are drawn in the order of time (PostgreSQL).
 async fn check_sequence(database: &Database) -> Result<(), StoreError> {
     let Database::Postgres { pool } = database else { return Ok(()) };
-    let row: Option<(i64, i64, bool, i64, i64)> = sqlx::query_as(
-        "SELECT s.seqcache, s.seqincrement, s.seqcycle, (SELECT last_value FROM herald_positions),
-                coalesce((SELECT max(position) FROM herald_events), 0)
-           FROM pg_sequence s WHERE s.seqrelid = 'herald_positions'::regclass",
+    let bad = |what: String| Err(StoreError::BadSequence(what));
+    let declared: Option<(i64, i64, bool)> = sqlx::query_as(
+        "SELECT seqcache, seqincrement, seqcycle
+           FROM pg_sequence
+          WHERE seqrelid = to_regclass('herald_positions')",
     )
     .fetch_optional(pool)
     .await?;
-    match row {
-        None => Err(StoreError::BadSequence("is missing".to_owned())),
-        Some((cache, ..)) if cache != 1 => Err(StoreError::BadSequence(format!(
-            "caches {cache} numbers; run ALTER SEQUENCE herald_positions CACHE 1"
-        ))),
-        Some((_, increment, ..)) if increment != 1 => {
-            Err(StoreError::BadSequence(format!("counts in steps of {increment} instead of 1")))
+    match declared {
+        None => return bad("is missing".to_owned()),
+        Some((cache, ..)) if cache != 1 => {
+            return bad(format!("caches {cache} numbers; run ALTER SEQUENCE herald_positions CACHE 1"));
         }
-        Some((_, _, true, ..)) => {
-            Err(StoreError::BadSequence("cycles; run ALTER SEQUENCE herald_positions NO CYCLE".to_owned()))
+        Some((_, increment, _)) if increment != 1 => {
+            return bad(format!(
+                "counts in steps of {increment}; run ALTER SEQUENCE herald_positions INCREMENT 1"
+            ));
         }
-        Some((.., last, top)) if last < top => Err(StoreError::BadSequence(format!(
-            "is at {last}, behind position {top} of the log: was it restored?"
-        ))),
-        Some(_) => Ok(()),
+        Some((.., true)) => return bad("cycles; run ALTER SEQUENCE herald_positions NO CYCLE".to_owned()),
+        Some(_) => {}
     }
+    // What was set but not yet given out does not count as the last number.
+    let (last, top): (i64, i64) = sqlx::query_as(
+        "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END,
+                coalesce((SELECT max(position) FROM herald_events), 0)
+           FROM herald_positions",
+    )
+    .fetch_one(pool)
+    .await?;
+    if last < top {
+        return bad(format!("is at {last}, behind position {top} of the log: was it restored?"));
+    }
+    Ok(())
 }
 
 /// The log as the Neos-style event table shows it.
 fn view_sql(kind: DatabaseKind) -> &'static str {
     match kind {
         DatabaseKind::Postgres => {
-            "CREATE VIEW {t} AS
+            "CREATE OR REPLACE VIEW {t} AS
              SELECT position AS sequencenumber, stream, version, type, payload, metadata::text AS metadata, id,
                     correlation_id AS correlationidentifier, causation_id AS causationidentifier,
                     recorded_at AS recordedat

@@ -4,6 +4,10 @@
 //! poisons the transaction: whoever swallows the error finds every later call and the commit refused.
 //! A transaction that is dropped half-way closes its connection, so nothing of it ever comes back.
 
+use std::fmt;
+
+use sqlx::AssertSqlSafe;
+
 use crate::database::{Connection, Database, DatabaseKind};
 use crate::sql::Sql;
 use crate::values::{Record, Values};
@@ -18,17 +22,24 @@ pub struct Tx {
     failure: Option<String>,
     open: bool,
     appended: bool,
+    /// How many savepoints were made; each has a name of its own, so that going back to an outer one never
+    /// means an inner one that somebody forgot.
+    savepoints: u32,
 }
 
 /// A place inside a transaction to go back to.
 #[derive(Debug)]
 #[must_use]
-pub struct Savepoint(());
+pub struct Savepoint {
+    number: u32,
+    /// Whether the transaction had appended when this was made.
+    appended: bool,
+}
 
 impl Tx {
     pub(crate) async fn begin(database: &Database, signal: Signal) -> sqlx::Result<Self> {
         let connection = database.writer().await?;
-        let mut tx = Self { connection, signal, failure: None, open: true, appended: false };
+        let mut tx = Self { connection, signal, failure: None, open: true, appended: false, savepoints: 0 };
         tx.connection.begin().await?;
         Ok(tx)
     }
@@ -84,22 +95,28 @@ impl Tx {
     /// Marks a place to go back to, for work that is allowed to fail.
     pub async fn savepoint(&mut self) -> sqlx::Result<Savepoint> {
         self.usable()?;
-        let result = self.connection.run("SAVEPOINT attempt").await;
+        let number = self.savepoints;
+        self.savepoints += 1;
+        let result = self.connection.run(AssertSqlSafe(format!("SAVEPOINT attempt_{number}"))).await;
         self.remember(result)?;
-        Ok(Savepoint(()))
+        Ok(Savepoint { number, appended: self.appended })
     }
 
     /// Keeps what was done since the savepoint; refused if a statement failed since.
-    pub async fn release(&mut self, _: Savepoint) -> sqlx::Result<()> {
+    pub async fn release(&mut self, savepoint: Savepoint) -> sqlx::Result<()> {
         self.usable()?;
-        let result = self.connection.run("RELEASE SAVEPOINT attempt").await;
+        let sql = format!("RELEASE SAVEPOINT attempt_{}", savepoint.number);
+        let result = self.connection.run(AssertSqlSafe(sql)).await;
         self.remember(result)
     }
 
-    /// Undoes everything since the savepoint, its failures too.
-    pub async fn roll_back_to(&mut self, _: Savepoint) -> sqlx::Result<()> {
+    /// Undoes everything since the savepoint, its failures and its append too.
+    pub async fn roll_back_to(&mut self, savepoint: Savepoint) -> sqlx::Result<()> {
         self.failure = None;
-        let result = self.connection.run("ROLLBACK TO SAVEPOINT attempt; RELEASE SAVEPOINT attempt").await;
+        self.appended = savepoint.appended;
+        let name = format!("attempt_{}", savepoint.number);
+        let sql = format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}");
+        let result = self.connection.run(AssertSqlSafe(sql)).await;
         self.remember(result)
     }
 
@@ -109,7 +126,7 @@ impl Tx {
             self.rollback().await;
             return Err(error);
         }
-        self.connection.run("COMMIT").await?;
+        self.connection.commit().await?;
         self.open = false;
         if self.appended {
             self.signal.send();
@@ -133,7 +150,8 @@ impl Tx {
         }
     }
 
-    pub(crate) fn remember<T>(&mut self, result: sqlx::Result<T>) -> sqlx::Result<T> {
+    /// Refuses the transaction from here on if this is an error.
+    pub(crate) fn remember<T, E: fmt::Display>(&mut self, result: Result<T, E>) -> Result<T, E> {
         if let Err(error) = &result
             && self.failure.is_none()
         {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use store::{Clock, DatabaseKind, Position, ReadError, Store, Timestamp};
+use store::{Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
 
 use crate::gate::Gate;
 use crate::records::{self, HistoryLine, RecordError, WorkerRow};
@@ -359,6 +359,16 @@ impl Engine {
     async fn next_recorded(&self, subscription: &Subscription) -> Result<Option<Timestamp>, EngineError> {
         let page = self.store().read(&store::Filter::all(), subscription.read_from(), 1).await?;
         Ok(page.events.first().map(|event| event.recorded_at))
+    }
+
+    /// How many rows a table has; none if it is not there.
+    pub async fn rows_of(&self, table: &TableName) -> Result<Option<i64>, EngineError> {
+        let sql = Sql::named("SELECT COUNT(*) FROM {t}", table);
+        match self.store().database().fetch_optional::<(i64,)>(sql, ()).await {
+            Ok(row) => Ok(row.map(|row| row.0)),
+            Err(sqlx::Error::Database(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The last lines of a subscription's history, oldest first.

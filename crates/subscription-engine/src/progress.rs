@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use store::{Position, ReadError, Timestamp};
+use store::{Position, ReadError, Timestamp, messages};
 use tokio::time::Instant;
 
 use crate::context::unchanged;
@@ -10,7 +10,7 @@ use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::lifecycle::{Hook, no_code, not_held};
 use crate::records::{self, Claim};
 use crate::subscriber::{Kind, RunMode};
-use crate::subscription::{Failure, Resume, State, Status, Subscription, Transition, messages, next};
+use crate::subscription::{Failure, Resume, State, Status, Subscription, Transition, next};
 use crate::unit::{self, Unit};
 
 /// Positions that were only looked at are saved after this time at the latest …

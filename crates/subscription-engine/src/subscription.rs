@@ -12,7 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use store::{Event, Position, TableName, Timestamp};
+use store::{Event, Position, TableName, Timestamp, messages};
 
 use crate::subscriber::RunMode;
 
@@ -279,23 +279,6 @@ impl Failure {
     pub fn message(&self) -> &str {
         self.chain.first().map_or("", String::as_str)
     }
-}
-
-/// The messages of an error and its sources, outermost first.
-pub(crate) fn messages(error: &(dyn std::error::Error + 'static)) -> Vec<String> {
-    // PostgreSQL's text cannot hold the character 0, and a failure must always be recorded.
-    let message = |error: &dyn std::error::Error| error.to_string().replace('\0', "\u{fffd}");
-    let mut chain = vec![message(error)];
-    let mut source = error.source();
-    while let Some(error) = source {
-        let message = message(error);
-        // A transparent error repeats its source.
-        if chain.last() != Some(&message) {
-            chain.push(message);
-        }
-        source = error.source();
-    }
-    chain
 }
 
 macro_rules! words {

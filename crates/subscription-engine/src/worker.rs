@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use store::Timestamp;
+use store::{Timestamp, messages};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use uuid::Uuid;
@@ -14,7 +14,6 @@ use uuid::Uuid;
 use crate::engine::{Criteria, Engine, EngineError, refuse_inside_unit};
 use crate::progress::{Cursor, Step};
 use crate::records;
-use crate::subscription::messages;
 
 /// How often a worker says that it is there.
 const BEAT: Duration = Duration::from_secs(5);
