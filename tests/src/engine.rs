@@ -93,6 +93,12 @@ impl Running {
         self.ask_to_stop().await.await.unwrap().unwrap();
     }
 
+    /// Ends it where it stands, without a word to anybody.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
+    }
+
     /// Asks it to stop and waits until it has heard that.
     pub(crate) async fn ask_to_stop(self) -> JoinHandle<Result<(), EngineError>> {
         self.stop.send(()).unwrap();

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::context::{Context, ContextError, Writing, unchanged};
 use crate::engine::{Engine, EngineError, FaultPoint};
 use crate::records::{self, Claim};
+use crate::retry::RetryStrategy;
 use crate::subscriber::{BoxError, Registered};
 use crate::subscription::{Failure, Subscription, Transition, next};
 
@@ -75,7 +76,9 @@ pub(crate) async fn run(
                 seen = moved(&seen, to);
             }
             Part::Failed(_) if part.len() > 1 => size = part.len() / 2,
-            Part::Failed(error) => return fail(engine, registered, &seen, Some(&part[0]), &*error).await,
+            Part::Failed(error) => {
+                return fail(engine, &registered.definition.retry, &seen, Some(&part[0]), &*error).await;
+            }
             Part::Busy if done == 0 => return Ok(Unit::Busy),
             Part::Stalled(why) if done == 0 => return Ok(Unit::Stalled { why }),
             Part::Busy | Part::Stalled(_) => break,
@@ -257,7 +260,7 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
 /// Records a failure, unless somebody changed the subscription meanwhile.
 pub(crate) async fn fail(
     engine: &Engine,
-    registered: &Registered,
+    retry: &RetryStrategy,
     seen: &Subscription,
     event: Option<&Event>,
     error: &(dyn std::error::Error + Send + Sync + 'static),
@@ -284,7 +287,7 @@ pub(crate) async fn fail(
         subscription.attempt = 0;
     }
     subscription.failing_position = position;
-    let next_retry = registered.definition.retry.next_retry(subscription.attempt, now);
+    let next_retry = retry.next_retry(subscription.attempt, now);
     let from = subscription.state.status();
     let why = format!("failed: {}", failure.message());
     subscription.state =
