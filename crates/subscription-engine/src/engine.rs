@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 use store::{Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
 
 use crate::gate::Gate;
-use crate::records::{self, HistoryLine, RecordError, WorkerRow};
+use crate::records::{self, HistoryLine, RecordError};
 use crate::subscriber::{Definition, Registered, Registry, RunMode};
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
 use crate::unit::IN_UNIT;
+use crate::worker_row::{self, WorkerRow};
 
 /// A worker that showed no progress for this long is taken as gone.
 pub const WORKER_SILENCE: Duration = Duration::from_secs(30);
@@ -378,7 +379,7 @@ impl Engine {
 
     /// The workers of every program that showed progress lately.
     pub async fn live_workers(&self) -> Result<Vec<WorkerRow>, EngineError> {
-        let mut workers = records::workers(self.store().database()).await?;
+        let mut workers = worker_row::workers(self.store().database()).await?;
         workers.retain(|worker| worker.last_progress_ago < WORKER_SILENCE);
         Ok(workers)
     }

@@ -6,11 +6,12 @@ use store::{Sql, Tx};
 
 use crate::context::Context;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
-use crate::records::{self, Claim, Session, WorkerRow};
+use crate::records::{self, Claim, Session};
 use crate::retry::RetryStrategy;
 use crate::subscriber::{BoxError, Registered, RunMode};
 use crate::subscription::{Failure, Resume, State, Subscription, Transition, next};
 use crate::unit::{self, Unit, bounded};
+use crate::worker_row::WorkerRow;
 
 impl Engine {
     /// Sets up what is New: runs `setup` and the change of status in one transaction. From-now subscriptions

@@ -3,20 +3,15 @@
 use std::time::Duration;
 
 use store::{Position, ReadError, Timestamp, messages};
-use tokio::time::Instant;
 
 use crate::context::unchanged;
+use crate::cursor::Cursor;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::lifecycle::{Hook, no_code, not_held};
 use crate::records::{self, Claim};
 use crate::subscriber::{Kind, RunMode};
 use crate::subscription::{Failure, Resume, State, Status, Subscription, Transition, next};
 use crate::unit::{self, Unit};
-
-/// Positions that were only looked at are saved after this time at the latest …
-const SAVE_AFTER: Duration = Duration::from_secs(1);
-/// … or after this many.
-const SAVE_EVENTS: i64 = 10_000;
 
 /// What a step came to.
 #[derive(Debug)]
@@ -31,50 +26,6 @@ pub(crate) enum Step {
     Busy,
     /// Something passing is in the way.
     Stalled(String),
-}
-
-/// How far a subscription has looked beyond its stored position: events that it does not want move it only
-/// now and then. A fact about the log, not about the row: whoever starts the subscription over reads anew.
-#[derive(Debug)]
-pub(crate) struct Cursor {
-    /// It wants nothing after this position …
-    from: Position,
-    /// … and up to this one.
-    to: Position,
-    /// Since when there is something to write down.
-    since: Option<Instant>,
-}
-
-impl Cursor {
-    pub(crate) fn new() -> Self {
-        Self { from: Position::START, to: Position::START, since: None }
-    }
-
-    /// Where to read on.
-    fn read_from(&self, seen: &Subscription) -> Position {
-        let stands = seen.read_from();
-        if (self.from..=self.to).contains(&stands) { self.to } else { stands }
-    }
-
-    /// Notes how far was looked; says whether it is time to write that down.
-    fn note(&mut self, seen: &Subscription, scanned: Position, now: bool) -> bool {
-        let stands = seen.read_from();
-        if !(self.from..=self.to).contains(&stands) {
-            self.from = stands;
-        }
-        self.to = scanned;
-        if scanned <= stands {
-            self.since = None;
-            return false;
-        }
-        let since = *self.since.get_or_insert_with(Instant::now);
-        now || since.elapsed() >= SAVE_AFTER || scanned.0 - stands.0 >= SAVE_EVENTS
-    }
-
-    /// Everything up to here is stored.
-    fn stored(&mut self, to: Position) {
-        *self = Self { from: to, to, since: None };
-    }
 }
 
 impl Engine {

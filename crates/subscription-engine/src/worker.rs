@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use uuid::Uuid;
 
+use crate::cursor::Cursor;
 use crate::engine::{Criteria, Engine, EngineError, refuse_inside_unit};
-use crate::progress::{Cursor, Step};
-use crate::records;
+use crate::progress::Step;
+use crate::worker_row;
 
 /// How often a worker says that it is there.
 const BEAT: Duration = Duration::from_secs(5);
@@ -67,7 +68,7 @@ impl Worker {
         stopping.send_replace(true);
         engine.store().announce();
         let ended: Vec<_> = ended_early.into_iter().chain(join_all(tasks).await).collect();
-        records::forget_worker(engine.store().database(), self.id).await?;
+        worker_row::forget_worker(engine.store().database(), self.id).await?;
         // Whatever is left here is another worker's.
         engine.store().announce();
         ended.into_iter().for_each(resume_panic);
@@ -79,15 +80,15 @@ impl Worker {
             self.engine.registry().definitions().map(|definition| definition.id().to_owned()).collect();
         let database = self.engine.store().database();
         let program = self.engine.program();
-        Ok(records::beat(database, self.id, program, &self.build, &ids, &self.criteria).await?)
+        Ok(worker_row::beat(database, self.id, program, &self.build, &ids, &self.criteria).await?)
     }
 
     /// Workers that were killed leave their rows behind; some day those only confuse.
     async fn forget_the_dead(&self) -> Result<(), EngineError> {
         let database = self.engine.store().database();
-        for worker in records::workers(database).await? {
+        for worker in worker_row::workers(database).await? {
             if worker.last_progress_ago >= DEAD_FOR_GOOD {
-                records::forget_worker(database, worker.id).await?;
+                worker_row::forget_worker(database, worker.id).await?;
             }
         }
         Ok(())
