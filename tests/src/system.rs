@@ -6,6 +6,7 @@ mod bad_input;
 mod crash;
 mod engine;
 mod engine_detach;
+mod engine_exactly_once;
 mod engine_failure;
 mod engine_lifecycle;
 mod engine_worker;
