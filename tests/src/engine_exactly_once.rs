@@ -163,20 +163,23 @@ both! {
         let first = engine(&store, vec![held.clone()]);
         append(&store, 1).await;
         first.set_up(&Criteria::all(), false).await.unwrap();
-        let idle = Arc::new(Scripted::idle(Definition::projector("held")));
-        let second = engine(&database.store().await, vec![idle]);
+        let late = Held::before_writing(Definition::projector("held"));
+        let second = engine(&database.store().await, vec![late.clone()]);
         let boot = first.clone();
         let booting = tokio::spawn(async move { boot.boot(&Criteria::all(), None).await });
         held.entered(1).await;
         let other = tokio::spawn(async move { second.boot(&Criteria::all(), None).await });
         if database.is_postgres() {
             assert_eq!(only(other.await.unwrap().unwrap()), Outcome::Busy);
+            assert_eq!(late.calls(), 0);
             held.let_go(1);
         } else {
-            // There the second one waits for the lock, and finds that it was moved meanwhile.
+            // There the row is claimed by the one lock: the second finds that it was moved meanwhile.
+            late.entered(1).await;
             held.let_go(1);
-            let outcome = only(other.await.unwrap().unwrap());
-            assert!(matches!(outcome, Outcome::Busy | Outcome::CaughtUp { events: 0 }), "{outcome:?}");
+            until(&first, "held", |now| position(now) == 1).await;
+            late.let_go(1);
+            assert_eq!(only(other.await.unwrap().unwrap()), Outcome::Busy);
         }
         assert_eq!(only(booting.await.unwrap().unwrap()), Outcome::CaughtUp { events: 1 });
         assert_eq!(held.positions(&store).await, [1]);

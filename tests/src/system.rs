@@ -5,6 +5,7 @@ mod append;
 mod bad_input;
 mod crash;
 mod engine;
+mod engine_context;
 mod engine_detach;
 mod engine_exactly_once;
 mod engine_failure;

@@ -121,9 +121,14 @@ tokio::task_local! {
     static REFUSED: &'static str;
 }
 
-/// Runs a future in which every append outside of a lent transaction is refused, giving this reason.
+/// Runs a future in which every append is refused, giving this reason: also one in a lent transaction, which
+/// has to be its last statement.
 pub async fn refuse_appends<F: Future>(reason: &'static str, future: F) -> F::Output {
     REFUSED.scope(reason, future).await
+}
+
+fn refused_here() -> Result<(), AppendError> {
+    REFUSED.try_with(|reason| AppendError::RefusedHere(reason)).map_or(Ok(()), Err)
 }
 
 impl Store {
@@ -137,9 +142,7 @@ impl Store {
         expected: ExpectedVersion,
         events: Vec<NewEvent>,
     ) -> Result<Appended, AppendError> {
-        if let Ok(reason) = REFUSED.try_with(|reason| *reason) {
-            return Err(AppendError::RefusedHere(reason));
-        }
+        refused_here()?;
         let append = Append { stream: stream.clone(), expected, events };
         check(std::slice::from_ref(&append))?;
         if append.events.is_empty() {
@@ -182,6 +185,7 @@ impl Store {
     /// keeps no other from being written. On an error nothing can be committed: roll the transaction back.
     /// Events with a derived id that the log already has are left out: the first stored one wins.
     pub async fn append_all(&self, tx: &mut Tx, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
+        refused_here()?;
         check(&appends)?;
         tx.usable()?;
         if appends.iter().all(|append| append.events.is_empty()) {
