@@ -276,13 +276,13 @@ pub(crate) async fn fail(
             return Ok(Unit::Busy);
         }
     };
-    // Attempts count for one failing position: another one begins at none.
     let position = event.map(|event| event.position);
     // Everything before the failing event is handled or not wanted.
     let before = position.map_or(Position::START, |position| Position(position.0 - 1));
     if before > subscription.read_from() {
         subscription.position = Some(before);
     }
+    // Attempts count for one failing position: another one begins at none.
     if subscription.failing_position != position {
         subscription.attempt = 0;
     }
