@@ -44,5 +44,7 @@ CREATE TABLE herald_workers (
     program           TEXT NOT NULL,
     build             TEXT NOT NULL,
     subscriber_ids    TEXT NOT NULL,
+    -- Which of them it moves: {"ids": […] or null, "groups": […] or null}.
+    criteria          TEXT NOT NULL,
     last_progress_at  TIMESTAMPTZ NOT NULL
 );

@@ -63,6 +63,7 @@ pub(crate) async fn until(engine: &Engine, id: &str, holds: impl Fn(&Subscriptio
 /// A worker that runs until it is stopped.
 pub(crate) struct Running {
     stop: oneshot::Sender<()>,
+    heard: oneshot::Receiver<()>,
     task: JoinHandle<Result<(), EngineError>>,
 }
 
@@ -74,17 +75,35 @@ impl Running {
 
     pub(crate) async fn start_for(engine: &Engine, criteria: Criteria) -> Self {
         let (stop, stopped) = oneshot::channel();
+        let (hear, heard) = oneshot::channel();
         let (ready, is_ready) = oneshot::channel();
         let worker = Worker::new(engine.clone(), criteria, "test");
-        let task = tokio::spawn(worker.run(async { stopped.await.unwrap() }, || ready.send(()).unwrap()));
+        let until_stopped = async {
+            // A test that fails drops its end.
+            let _ = stopped.await;
+            let _ = hear.send(());
+        };
+        let task = tokio::spawn(worker.run(until_stopped, || ready.send(()).unwrap()));
         is_ready.await.unwrap();
-        Self { stop, task }
+        Self { stop, heard, task }
     }
 
     /// Asks it to stop and waits until it has.
     pub(crate) async fn stop(self) {
+        self.ask_to_stop().await.await.unwrap().unwrap();
+    }
+
+    /// Ends it where it stands, without a word to anybody.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.unwrap_err().is_cancelled());
+    }
+
+    /// Asks it to stop and waits until it has heard that.
+    pub(crate) async fn ask_to_stop(self) -> JoinHandle<Result<(), EngineError>> {
         self.stop.send(()).unwrap();
-        self.task.await.unwrap().unwrap();
+        self.heard.await.unwrap();
+        self.task
     }
 }
 

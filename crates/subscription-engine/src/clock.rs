@@ -67,8 +67,9 @@ impl Engine {
         let mut wake = self.store().wake();
         loop {
             wake.arm();
-            if self.live_workers().await?.iter().all(|worker| worker.program != self.program()) {
-                self.catch_up(&Criteria::all()).await?;
+            let unattended = self.unattended().await?;
+            if unattended.ids.as_ref().is_some_and(|ids| !ids.is_empty()) {
+                self.catch_up(&unattended).await?;
             }
             let lagging = self.lagging().await?;
             if lagging.is_empty() {
@@ -81,6 +82,15 @@ impl Engine {
             }
             wake.wait(LOOK).await;
         }
+    }
+
+    /// The subscriptions that no live worker moves.
+    async fn unattended(&self) -> Result<Criteria, EngineError> {
+        let workers = self.live_workers().await?;
+        let mut subscriptions = self.select(&Criteria::all()).await?;
+        subscriptions.retain(|subscription| !workers.iter().any(|worker| worker.moves(subscription)));
+        let ids = subscriptions.into_iter().map(|subscription| subscription.id).collect();
+        Ok(Criteria { ids: Some(ids), groups: None })
     }
 
     /// The subscriptions of this program that have something to do right now.

@@ -5,7 +5,6 @@
 //! before the commit; its ids are derived from the cause, so doing the work again changes nothing.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use store::{Append, Event, ExpectedVersion, Json, NewEvent, ReadError, StreamName, TableName, Tx, Version};
 use tokio::sync::watch;
@@ -33,10 +32,37 @@ pub struct Context<'a> {
     session: Option<Session>,
     /// Held as long as the transaction, where writers exclude each other.
     passage: Option<Passage>,
-    /// When the transaction opened, for whoever bounds it.
-    opened: Arc<watch::Sender<Option<Instant>>>,
+    /// For whoever bounds it.
+    writing: watch::Sender<Writing>,
     appends: Vec<Append>,
     ordinals: HashMap<(Uuid, StreamName, String), u32>,
+}
+
+/// How far a subscriber's transaction is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Writing {
+    /// It has not asked for it.
+    NotYet,
+    /// It waits until others are done: not its fault, and not its time.
+    Queued,
+    /// It has it.
+    Since(Instant),
+}
+
+/// Says that a subscriber waits, until it has what it waits for or gives up.
+struct Queued<'a>(&'a watch::Sender<Writing>);
+
+impl<'a> Queued<'a> {
+    fn behind(writing: &'a watch::Sender<Writing>) -> Self {
+        writing.send_replace(Writing::Queued);
+        Self(writing)
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(Writing::NotYet);
+    }
 }
 
 /// Why a subscriber could not have what it asked for.
@@ -79,7 +105,7 @@ impl<'a> Context<'a> {
             tx: None,
             session: None,
             passage: None,
-            opened: Arc::new(watch::Sender::new(None)),
+            writing: watch::Sender::new(Writing::NotYet),
             appends: Vec::new(),
             ordinals: HashMap::new(),
         }
@@ -94,16 +120,18 @@ impl<'a> Context<'a> {
         session: Session,
     ) -> Self {
         let context = Self { tx: Some(tx), session: Some(session), ..Self::new(engine, definition, seen) };
-        context.opened.send_replace(Some(Instant::now()));
+        context.writing.send_replace(Writing::Since(Instant::now()));
         context
     }
 
     /// The transaction. It is committed by the engine together with the position, or not at all.
     pub async fn tx(&mut self) -> Result<&mut Tx, ContextError> {
         if self.tx.is_none() {
+            let queued = Queued::behind(&self.writing);
             let passage = self.engine.gate().pass().await;
             let mut tx = self.engine.store().begin().await?;
-            self.opened.send_replace(Some(Instant::now()));
+            drop(queued);
+            self.writing.send_replace(Writing::Since(Instant::now()));
             match records::claim(&mut tx, &self.seen.id).await {
                 Ok(Claim::Held(now, session)) if unchanged(self.seen, &now) => self.session = Some(session),
                 Ok(_) => {
@@ -134,8 +162,8 @@ impl<'a> Context<'a> {
         Cause { context: self, event }
     }
 
-    pub(crate) fn opened(&self) -> watch::Receiver<Option<Instant>> {
-        self.opened.subscribe()
+    pub(crate) fn writing(&self) -> watch::Receiver<Writing> {
+        self.writing.subscribe()
     }
 
     /// The transaction and what is to be appended in it; the gate stays passed as long as the context lives.

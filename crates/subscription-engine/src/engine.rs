@@ -6,13 +6,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use store::{Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
 
 use crate::gate::Gate;
-use crate::records::{self, HistoryLine, RecordError, WorkerRow};
-use crate::subscriber::{Definition, Registered, Registry};
-use crate::subscription::{Failure, Impossible, State, Status, Subscription};
+use crate::records::{self, HistoryLine, RecordError};
+use crate::subscriber::{Definition, Registered, Registry, RunMode};
+use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
 use crate::unit::IN_UNIT;
+use crate::worker_row::{self, WorkerRow};
 
 /// A worker that showed no progress for this long is taken as gone.
 pub const WORKER_SILENCE: Duration = Duration::from_secs(30);
@@ -42,6 +44,8 @@ pub struct Settings {
     pub write_limit: Duration,
     /// How often a worker looks for events that it was not told of.
     pub poll: Duration,
+    /// How often [`Engine::catch_up`] goes round before it says that subscribers keep each other busy.
+    pub catch_up_rounds: usize,
 }
 
 impl Default for Settings {
@@ -51,6 +55,7 @@ impl Default for Settings {
             time_limit: Duration::from_secs(30),
             write_limit: Duration::from_secs(1),
             poll: Duration::from_secs(1),
+            catch_up_rounds: 10_000,
         }
     }
 }
@@ -74,7 +79,7 @@ pub trait Faults: Send + Sync {
 
 /// Which subscriptions: those with one of the ids and in one of the groups. A list that is not given does
 /// not restrict; an empty one matches nothing.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Criteria {
     /// One of these ids.
     pub ids: Option<Vec<String>>,
@@ -180,22 +185,23 @@ pub struct Overview {
     pub waiting_since: Option<Timestamp>,
     /// How often it is tried again at most, if the program knows its subscriber.
     pub max_attempts: Option<u32>,
-    /// Whether a live worker lists it.
+    /// Whether a live worker moves it.
     pub has_worker: bool,
 }
 
 impl Engine {
     /// An engine for the subscribers of `program`. Rows are this program's only if they carry its name.
     pub fn new(store: Store, registry: Registry, program: impl Into<String>) -> Self {
-        let gate = Gate::new(store.database().kind() == DatabaseKind::Sqlite);
+        let gate = Gate::new(store.database());
         let who = "engine".to_owned();
         let (program, settings) = (program.into(), Settings::default());
         Self(Arc::new(Inner { store, registry, program, who, settings, gate, faults: None }))
     }
 
-    /// With these numbers.
+    /// With these numbers. A unit has at least one event.
     #[must_use]
     pub fn with_settings(self, settings: Settings) -> Self {
+        let settings = Settings { unit_events: settings.unit_events.max(1), ..settings };
         self.rebuilt(|inner| Inner { settings, ..inner })
     }
 
@@ -214,14 +220,13 @@ impl Engine {
 
     fn rebuilt(self, change: impl FnOnce(Inner) -> Inner) -> Self {
         let old = &self.0;
-        let gate = Gate::new(old.store.database().kind() == DatabaseKind::Sqlite);
         Self(Arc::new(change(Inner {
             store: old.store.clone(),
             registry: old.registry.clone(),
             program: old.program.clone(),
             who: old.who.clone(),
             settings: old.settings,
-            gate,
+            gate: old.gate.clone(),
             faults: old.faults.clone(),
         })))
     }
@@ -336,17 +341,18 @@ impl Engine {
             let waiting_since = if lag > 0 { self.next_recorded(&subscription).await? } else { None };
             let registered = self.registered(&subscription.id);
             let max_attempts = registered.map(|registered| registered.definition.retry.max_attempts());
-            let has_worker = workers.iter().any(|worker| worker.subscriber_ids.contains(&subscription.id));
+            let has_worker = workers.iter().any(|worker| worker.moves(&subscription));
             overviews.push(Overview { lag, waiting_since, max_attempts, has_worker, subscription });
         }
         Ok(overviews)
     }
 
-    /// Events up to the head that a subscription has not moved past; none for one that is done or not begun
-    /// from now.
+    /// Events up to the head that a subscription has not moved past; none for one that is done, nor for one
+    /// that begins at the head of the day on which it is set up.
     fn lag(&self, subscription: &Subscription, head: Position) -> i64 {
-        match subscription.state {
-            State::Finished => 0,
+        match subscription.state.resume() {
+            Resume::Finished => 0,
+            Resume::New if subscription.run_mode == RunMode::FromNow => 0,
             _ => (head.0 - subscription.read_from().0).max(0),
         }
     }
@@ -373,7 +379,7 @@ impl Engine {
 
     /// The workers of every program that showed progress lately.
     pub async fn live_workers(&self) -> Result<Vec<WorkerRow>, EngineError> {
-        let mut workers = records::workers(self.store().database()).await?;
+        let mut workers = worker_row::workers(self.store().database()).await?;
         workers.retain(|worker| worker.last_progress_ago < WORKER_SILENCE);
         Ok(workers)
     }
@@ -388,7 +394,8 @@ impl Engine {
     }
 }
 
-fn refuse_inside_unit() -> Result<(), EngineError> {
+/// A subscriber that ran the engine would wait for itself.
+pub(crate) fn refuse_inside_unit() -> Result<(), EngineError> {
     if IN_UNIT.try_with(|()| ()).is_ok() { Err(EngineError::InsideUnit) } else { Ok(()) }
 }
 

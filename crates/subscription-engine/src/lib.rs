@@ -7,6 +7,7 @@
 
 mod clock;
 mod context;
+mod cursor;
 mod engine;
 mod gate;
 mod lifecycle;
@@ -18,6 +19,7 @@ mod subscriber;
 mod subscription;
 mod unit;
 mod worker;
+mod worker_row;
 
 pub use clock::ClockAdvanceError;
 pub use context::{Cause, Context, ContextError, LoadedStream, PastEvent};
@@ -25,13 +27,14 @@ pub use engine::{
     Criteria, Engine, EngineError, FaultPoint, Faults, Outcome, Overview, Report, Settings, WORKER_SILENCE,
 };
 pub use migrations::MIGRATIONS;
-pub use records::{BadRow, HistoryLine, RecordError, WorkerRow};
+pub use records::{BadRow, HistoryLine, RecordError};
 pub use retry::RetryStrategy;
 pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};
 pub use subscription::{
     FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,
 };
 pub use worker::Worker;
+pub use worker_row::WorkerRow;
 
 /// Compiles the README's example.
 #[cfg(doctest)]

@@ -7,9 +7,11 @@ use store::{Sql, Tx};
 use crate::context::Context;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::records::{self, Claim, Session};
+use crate::retry::RetryStrategy;
 use crate::subscriber::{BoxError, Registered, RunMode};
 use crate::subscription::{Failure, Resume, State, Subscription, Transition, next};
 use crate::unit::{self, Unit, bounded};
+use crate::worker_row::WorkerRow;
 
 impl Engine {
     /// Sets up what is New: runs `setup` and the change of status in one transaction. From-now subscriptions
@@ -31,7 +33,7 @@ impl Engine {
         seen: &Subscription,
         skip_booting: bool,
     ) -> Result<Outcome, EngineError> {
-        let Some(registered) = self.registered(&seen.id) else { return Ok(no_code(seen)) };
+        let Some(registered) = self.registered(&seen.id) else { return self.set_up_without_code(seen).await };
         let mut position = None;
         if registered.definition.run_mode == RunMode::FromNow {
             // Before `setup` runs, so that nothing appended meanwhile is lost.
@@ -59,10 +61,12 @@ impl Engine {
             Ok(tx) => tx,
             Err(broken) => {
                 let error = broken.roll_back().await;
-                return Ok(match unit::fail(self, registered, seen, None, &*error).await? {
-                    Unit::Failed(failure) => Outcome::Failed { failure },
-                    _ => Outcome::Busy,
-                });
+                return Ok(
+                    match unit::fail(self, &registered.definition.retry, seen, None, &*error).await? {
+                        Unit::Failed(failure) => Outcome::Failed { failure },
+                        _ => Outcome::Busy,
+                    },
+                );
             }
         };
         let from = subscription.state.status();
@@ -77,6 +81,26 @@ impl Engine {
         self.store().announce();
         tracing::info!(subscription = seen.id, "{} is set up and {}", seen.id, subscription.state.status());
         Ok(Outcome::Became { from, to: subscription.state.status() })
+    }
+
+    /// A subscription of this program that nobody knows any more is in error before it ever began; it is set up
+    /// when its code comes back. One of another program is none of our business.
+    async fn set_up_without_code(&self, seen: &Subscription) -> Result<Outcome, EngineError> {
+        if !self.is_orphan(seen, &self.live_workers().await?) {
+            return Ok(no_code(seen));
+        }
+        let error = BoxError::from(format!("this program has no subscriber {:?}", seen.id));
+        Ok(match unit::fail(self, &RetryStrategy::default(), seen, None, &*error).await? {
+            Unit::Failed(failure) => Outcome::Failed { failure },
+            _ => Outcome::Busy,
+        })
+    }
+
+    /// A subscription of this program that neither it nor any live worker knows.
+    fn is_orphan(&self, subscription: &Subscription, workers: &[WorkerRow]) -> bool {
+        subscription.program == self.program()
+            && !self.registry().contains(&subscription.id)
+            && !workers.iter().any(|worker| worker.subscriber_ids.contains(&subscription.id))
     }
 
     /// Stops what is Booting, Active or in Error, until it is reactivated.
@@ -95,10 +119,8 @@ impl Engine {
         let workers = self.live_workers().await?;
         let mut report = Report::new();
         for subscription in self.select(criteria).await? {
-            let is_known = self.registry().contains(&subscription.id)
-                || workers.iter().any(|worker| worker.subscriber_ids.contains(&subscription.id));
             let is_detached = matches!(subscription.state, State::Detached { .. });
-            if subscription.program != self.program() || is_known || is_detached {
+            if is_detached || !self.is_orphan(&subscription, &workers) {
                 continue;
             }
             let why = "no running program knows its subscriber";
@@ -326,11 +348,11 @@ impl Engine {
         hook: Hook,
     ) -> Result<Tx, Broken> {
         let mut context = Context::claimed(self, &registered.definition, subscription, tx, session);
-        let opened = context.opened();
+        let writing = context.writing();
         let subscriber = &registered.subscriber;
         let result = match hook {
-            Hook::Setup => bounded(self, opened, subscriber.setup(&mut context)).await,
-            Hook::Teardown => bounded(self, opened, subscriber.teardown(&mut context)).await,
+            Hook::Setup => bounded(self, writing, subscriber.setup(&mut context)).await,
+            Hook::Teardown => bounded(self, writing, subscriber.teardown(&mut context)).await,
         };
         if result.as_ref().is_err_and(|error| unit::find::<unit::Cut>(&**error).is_some()) {
             context.abandon().await;

@@ -2,23 +2,16 @@
 
 use std::time::Duration;
 
-use store::{Position, Timestamp};
-use tokio::time::Instant;
+use store::{Position, ReadError, Timestamp, messages};
 
 use crate::context::unchanged;
+use crate::cursor::Cursor;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::lifecycle::{Hook, no_code, not_held};
 use crate::records::{self, Claim};
 use crate::subscriber::{Kind, RunMode};
 use crate::subscription::{Failure, Resume, State, Status, Subscription, Transition, next};
 use crate::unit::{self, Unit};
-
-/// Positions that were only looked at are saved after this time at the latest …
-const SAVE_AFTER: Duration = Duration::from_secs(1);
-/// … or after this many.
-const SAVE_EVENTS: i64 = 10_000;
-/// How often `catch_up` goes round before it says that the subscribers keep each other busy for ever.
-const MAX_ROUNDS: usize = 10_000;
 
 /// What a step came to.
 #[derive(Debug)]
@@ -35,58 +28,14 @@ pub(crate) enum Step {
     Stalled(String),
 }
 
-/// How far a subscription has looked beyond its stored position: events that it does not want move it only
-/// now and then. A fact about the log, not about the row: whoever starts the subscription over reads anew.
-#[derive(Debug)]
-pub(crate) struct Cursor {
-    /// It wants nothing after this position …
-    from: Position,
-    /// … and up to this one.
-    to: Position,
-    /// Since when there is something to write down.
-    since: Option<Instant>,
-}
-
-impl Cursor {
-    pub(crate) fn new() -> Self {
-        Self { from: Position::START, to: Position::START, since: None }
-    }
-
-    /// Where to read on.
-    fn read_from(&self, seen: &Subscription) -> Position {
-        let stands = seen.read_from();
-        if (self.from..=self.to).contains(&stands) { self.to } else { stands }
-    }
-
-    /// Notes how far was looked; says whether it is time to write that down.
-    fn note(&mut self, seen: &Subscription, scanned: Position, now: bool) -> bool {
-        let stands = seen.read_from();
-        if !(self.from..=self.to).contains(&stands) {
-            self.from = stands;
-        }
-        self.to = scanned;
-        if scanned <= stands {
-            self.since = None;
-            return false;
-        }
-        let since = *self.since.get_or_insert_with(Instant::now);
-        now || since.elapsed() >= SAVE_AFTER || scanned.0 - stands.0 >= SAVE_EVENTS
-    }
-
-    /// Everything up to here is stored.
-    fn stored(&mut self, to: Position) {
-        *self = Self { from: to, to, since: None };
-    }
-}
-
 impl Engine {
-    /// Moves what is Booting towards the head and makes it Active (or Finished) there. `limit` bounds the
-    /// events that each of them handles.
+    /// Moves what is Booting towards the head as it is now and makes it Active (or Finished) there. `limit`
+    /// bounds the events that each of them handles.
     pub async fn boot(&self, criteria: &Criteria, limit: Option<u64>) -> Result<Report, EngineError> {
         self.move_each(criteria, Resume::Booting, limit).await
     }
 
-    /// Moves what is Active to the head. Subscriptions of this program whose subscriber is gone are detached.
+    /// Moves what is Active to the head as it is now. Subscriptions of this program whose subscriber is gone are detached.
     pub async fn run(&self, criteria: &Criteria, limit: Option<u64>) -> Result<Report, EngineError> {
         let mut report = self.detach(criteria).await?;
         report.extend(self.move_each(criteria, Resume::Active, limit).await?);
@@ -96,7 +45,8 @@ impl Engine {
     /// Sets up, boots and runs until nothing moves any more, so that events appended by subscribers are
     /// handled as well.
     pub async fn catch_up(&self, criteria: &Criteria) -> Result<Report, EngineError> {
-        for _ in 0..MAX_ROUNDS {
+        let rounds = self.settings().catch_up_rounds;
+        for _ in 0..rounds {
             let before = self.store().head().await?.position;
             let mut report = self.set_up(criteria, false).await?;
             let set_up =
@@ -113,7 +63,7 @@ impl Engine {
         Ok(vec![(
             "*".to_owned(),
             Outcome::Waiting {
-                why: format!("still moving after {MAX_ROUNDS} rounds: do subscribers feed each other?"),
+                why: format!("still moving after {rounds} rounds: do subscribers feed each other?"),
             },
         )])
     }
@@ -132,9 +82,17 @@ impl Engine {
                 State::Error { resume, next_retry: Some(_), .. } => *resume == status,
                 _ => false,
             };
-            if in_work && let Some(outcome) = self.move_one(&subscription.id, status, limit).await? {
-                report.push((subscription.id, outcome));
+            if !in_work {
+                continue;
             }
+            let outcome = match self.move_one(&subscription.id, status, limit).await {
+                // An event that cannot be read stops those who want it, and nobody else.
+                Err(error @ EngineError::Read(ReadError::BadRow { .. })) => {
+                    Some(Outcome::Waiting { why: messages(&error).join(": ") })
+                }
+                outcome => outcome?,
+            };
+            report.extend(outcome.map(|outcome| (subscription.id, outcome)));
         }
         Ok(report)
     }
@@ -146,6 +104,8 @@ impl Engine {
         status: Resume,
         limit: Option<u64>,
     ) -> Result<Option<Outcome>, EngineError> {
+        // Subscribers that feed themselves would never be done with a head that moves on.
+        let goal = self.store().head().await?.position;
         let mut cursor = Cursor::new();
         let mut events = 0;
         let mut worked = false;
@@ -159,7 +119,13 @@ impl Engine {
             if !in_status {
                 return Ok(match seen.state {
                     State::Error { failure, .. } if worked => Some(Outcome::Failed { failure }),
-                    _ if worked => Some(Outcome::CaughtUp { events }),
+                    State::Error { next_retry: Some(at), .. } => {
+                        Some(Outcome::Waiting { why: format!("it failed and is tried again at {at}") })
+                    }
+                    State::Active | State::Finished if worked => Some(Outcome::CaughtUp { events }),
+                    state if worked => {
+                        Some(Outcome::Refused { why: format!("it became {}", state.status()) })
+                    }
                     _ => None,
                 });
             }
@@ -170,8 +136,15 @@ impl Engine {
             if room == 0 {
                 return Ok(Some(Outcome::LimitReached { events }));
             }
+            let is_at_goal = worked && seen.read_from() >= goal;
             worked = true;
-            match self.step_of(&seen, &mut cursor, true, usize::try_from(room).unwrap_or(usize::MAX)).await? {
+            let step = if is_at_goal {
+                self.at_head(&seen, seen.read_from(), &mut cursor, true).await?
+            } else {
+                let room = usize::try_from(room).unwrap_or(usize::MAX);
+                self.step_of(&seen, &mut cursor, true, room).await?
+            };
+            match step {
                 Step::Moved(count) => events += u64::try_from(count).unwrap_or(0),
                 Step::Changed => {}
                 Step::Idle(_) => return Ok(Some(Outcome::CaughtUp { events })),
@@ -229,17 +202,37 @@ impl Engine {
             Unit::Busy => Ok(Step::Busy),
             Unit::Stalled { why } => Ok(Step::Stalled(why)),
             Unit::Failed(_) => Ok(Step::Changed),
-            Unit::Nothing { scanned_to } => {
-                let once = seen.run_mode == RunMode::Once;
-                if once || seen.state == State::Booting {
-                    return self.reach_head(seen, scanned_to, once).await;
-                }
-                if cursor.note(seen, scanned_to, save_now) && !self.save_position(seen, scanned_to).await? {
-                    return Ok(Step::Busy);
-                }
-                Ok(Step::Idle(None))
-            }
+            Unit::Nothing { scanned_to } => self.at_head(seen, scanned_to, cursor, save_now).await,
         }
+    }
+
+    /// What follows when a subscription wants nothing more up to the head.
+    async fn at_head(
+        &self,
+        seen: &Subscription,
+        head: Position,
+        cursor: &mut Cursor,
+        save_now: bool,
+    ) -> Result<Step, EngineError> {
+        let once = seen.run_mode == RunMode::Once;
+        if once || seen.state == State::Booting {
+            return self.reach_head(seen, head, once).await;
+        }
+        if cursor.note(seen, head, save_now) && !self.save_position(seen, head).await? {
+            return Ok(Step::Busy);
+        }
+        Ok(Step::Idle(None))
+    }
+
+    /// Writes down how far was looked, before nobody looks any more.
+    pub(crate) async fn save_cursor(&self, id: &str, cursor: &Cursor) -> Result<(), EngineError> {
+        if let Some(seen) = records::load(self.store().database(), id).await?
+            && seen.state == State::Active
+            && cursor.read_from(&seen) > seen.read_from()
+        {
+            self.save_position(&seen, cursor.read_from(&seen)).await?;
+        }
+        Ok(())
     }
 
     /// Writes down how far was looked; says whether the subscription was still as it was seen.

@@ -4,7 +4,6 @@
 //! dead worker's claim ends with its connection. Positions move by compare-and-set on top of that.
 
 use store::{Connection, Database, DatabaseKind, Position, TableName, Timestamp, Tx};
-use uuid::Uuid;
 
 use crate::subscriber::RunMode;
 use crate::subscription::{Failure, Resume, State, Status, Subscription};
@@ -179,11 +178,12 @@ fn claimed(row: Option<Row>) -> Result<Claim, RecordError> {
     Ok(Claim::Held(Box::new(row.try_into()?), session))
 }
 
-/// Has the server end a session of ours that hangs in a statement and would keep its claim until that ends.
+/// Has the server end a session of ours that hangs in a statement and would keep its claim until that ends;
+/// waits until it is gone, up to 5 s.
 pub(crate) async fn end_session(database: &Database, session: Session) {
     let Session(Some(process)) = session else { return };
     let ended: sqlx::Result<Option<(bool,)>> =
-        database.fetch_optional("SELECT pg_terminate_backend($1)", (process,)).await;
+        database.fetch_optional("SELECT pg_terminate_backend($1, 5000)", (process,)).await;
     if let Err(error) = ended {
         tracing::debug!(%error, "could not end a session that was cut short; its claim lasts until its statement ends");
     }
@@ -361,54 +361,4 @@ pub(crate) async fn history(
 fn clean_up_text(tables: &[TableName]) -> String {
     let names: Vec<&str> = tables.iter().map(TableName::as_str).collect();
     serde_json::to_string(&names).unwrap_or_else(|_| "[]".to_owned())
-}
-
-/// A running worker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkerRow {
-    /// Its id, made at its start.
-    pub id: Uuid,
-    /// Its program.
-    pub program: String,
-    /// The build of that program.
-    pub build: String,
-    /// The subscribers that it knows.
-    pub subscriber_ids: Vec<String>,
-    /// How long ago it last showed progress, by the database's clock.
-    pub last_progress_ago: std::time::Duration,
-}
-
-/// Notes that a worker is there and moving, by the database's clock.
-pub(crate) async fn beat(
-    database: &Database,
-    id: Uuid,
-    program: &str,
-    build: &str,
-    subscriber_ids: &[String],
-) -> Result<(), RecordError> {
-    let ids = serde_json::to_string(subscriber_ids).map_err(|error| sqlx::Error::Encode(error.into()))?;
-    let sql = "INSERT INTO herald_workers (id, program, build, subscriber_ids, last_progress_at)
-               VALUES ($1, $2, $3, $4, {now})
-               ON CONFLICT (id) DO UPDATE SET last_progress_at = {now}";
-    database.execute(sql, (id, program, build, ids)).await?;
-    Ok(())
-}
-
-pub(crate) async fn forget_worker(database: &Database, id: Uuid) -> Result<(), RecordError> {
-    database.execute("DELETE FROM herald_workers WHERE id = $1", (id,)).await?;
-    Ok(())
-}
-
-/// The workers that have a row, whether they still live or not.
-pub(crate) async fn workers(database: &Database) -> Result<Vec<WorkerRow>, RecordError> {
-    let sql =
-        "SELECT id, program, build, subscriber_ids, last_progress_at, {now} FROM herald_workers ORDER BY id";
-    type Row = (Uuid, String, String, String, Timestamp, Timestamp);
-    let rows: Vec<Row> = database.fetch_all(sql, ()).await?;
-    let worker = |(id, program, build, subscriber_ids, seen, now): Row| {
-        let subscriber_ids = serde_json::from_str(&subscriber_ids)
-            .map_err(|error| BadRow { id: format!("worker {id}"), reason: error.to_string() })?;
-        Ok(WorkerRow { id, program, build, subscriber_ids, last_progress_ago: now.since(seen) })
-    };
-    rows.into_iter().map(worker).collect()
 }

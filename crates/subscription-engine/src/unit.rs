@@ -4,6 +4,7 @@
 //! not at all. A page that fails is rolled back and tried again in halves until a single event is left: what
 //! stands before it is kept, and the failure is recorded at exactly that event.
 
+use std::future::pending;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
@@ -12,9 +13,10 @@ use store::{Event, Fault, Position, refuse_appends};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::context::{Context, ContextError, unchanged};
+use crate::context::{Context, ContextError, Writing, unchanged};
 use crate::engine::{Engine, EngineError, FaultPoint};
 use crate::records::{self, Claim};
+use crate::retry::RetryStrategy;
 use crate::subscriber::{BoxError, Registered};
 use crate::subscription::{Failure, Subscription, Transition, next};
 
@@ -74,7 +76,9 @@ pub(crate) async fn run(
                 seen = moved(&seen, to);
             }
             Part::Failed(_) if part.len() > 1 => size = part.len() / 2,
-            Part::Failed(error) => return fail(engine, registered, &seen, Some(&part[0]), &*error).await,
+            Part::Failed(error) => {
+                return fail(engine, &registered.definition.retry, &seen, Some(&part[0]), &*error).await;
+            }
             Part::Busy if done == 0 => return Ok(Unit::Busy),
             Part::Stalled(why) if done == 0 => return Ok(Unit::Stalled { why }),
             Part::Busy | Part::Stalled(_) => break,
@@ -108,9 +112,9 @@ async fn handle(
     {
         return not_begun(error);
     }
-    let opened = context.opened();
+    let writing = context.writing();
     let work = registered.subscriber.handle(events, &mut context);
-    if let Err(error) = bounded(engine, opened, work).await {
+    if let Err(error) = bounded(engine, writing, work).await {
         match find::<Cut>(&*error) {
             Some(_) => context.abandon().await,
             None => context.roll_back().await,
@@ -208,30 +212,44 @@ pub(crate) enum Cut {
 /// past its context.
 pub(crate) async fn bounded(
     engine: &Engine,
-    opened: watch::Receiver<Option<Instant>>,
+    writing: watch::Receiver<Writing>,
     work: impl Future<Output = Result<(), BoxError>>,
 ) -> Result<(), BoxError> {
     const REASON: &str = "a subscriber appends through its context, so that it commits with its position";
-    let limits = engine.settings();
     let work = IN_UNIT.scope((), refuse_appends(REASON, AssertUnwindSafe(work).catch_unwind()));
-    let result = tokio::select! {
-        result = tokio::time::timeout(limits.time_limit, work) => result,
-        () = held_too_long(engine, opened) => return Err(Cut::HeldTheLock(limits.write_limit).into()),
-    };
-    match result {
-        Ok(Ok(result)) => result,
-        Ok(Err(panic)) => Err(Cut::Panicked(panic_message(&*panic)).into()),
-        Err(_) => Err(Cut::TooSlow(limits.time_limit).into()),
+    tokio::select! {
+        result = work => {
+            result.unwrap_or_else(|panic| Err(Cut::Panicked(panic_message(&*panic)).into()))
+        }
+        cut = out_of_time(engine, writing) => Err(cut.into()),
     }
 }
 
-/// Returns when the transaction has been open for the limit; never where writers do not exclude each other.
-async fn held_too_long(engine: &Engine, mut opened: watch::Receiver<Option<Instant>>) {
-    let since = match opened.wait_for(Option::is_some).await.map(|since| *since) {
-        Ok(Some(since)) if !engine.has_row_locks() => since,
-        _ => return std::future::pending().await,
-    };
-    tokio::time::sleep_until(since + engine.settings().write_limit).await;
+/// Returns when a subscriber has taken too long, or has kept other writers out for too long where they exclude
+/// each other. The time in which it waits for the write lock is not counted.
+async fn out_of_time(engine: &Engine, mut writing: watch::Receiver<Writing>) -> Cut {
+    let limits = engine.settings();
+    let mut deadline = Instant::now() + limits.time_limit;
+    loop {
+        let now = *writing.borrow_and_update();
+        let (until, cut) = match now {
+            Writing::Queued => {
+                let queued = Instant::now();
+                if writing.changed().await.is_err() {
+                    return pending().await;
+                }
+                deadline += queued.elapsed();
+                continue;
+            }
+            Writing::Since(since) if !engine.has_row_locks() && since + limits.write_limit < deadline => {
+                (since + limits.write_limit, Cut::HeldTheLock(limits.write_limit))
+            }
+            Writing::NotYet | Writing::Since(_) => (deadline, Cut::TooSlow(limits.time_limit)),
+        };
+        if tokio::time::timeout_at(until, writing.wait_for(|later| *later != now)).await.is_err() {
+            return cut;
+        }
+    }
 }
 
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
@@ -242,7 +260,7 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
 /// Records a failure, unless somebody changed the subscription meanwhile.
 pub(crate) async fn fail(
     engine: &Engine,
-    registered: &Registered,
+    retry: &RetryStrategy,
     seen: &Subscription,
     event: Option<&Event>,
     error: &(dyn std::error::Error + Send + Sync + 'static),
@@ -269,7 +287,7 @@ pub(crate) async fn fail(
         subscription.attempt = 0;
     }
     subscription.failing_position = position;
-    let next_retry = registered.definition.retry.next_retry(subscription.attempt, now);
+    let next_retry = retry.next_retry(subscription.attempt, now);
     let from = subscription.state.status();
     let why = format!("failed: {}", failure.message());
     subscription.state =

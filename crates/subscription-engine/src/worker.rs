@@ -3,20 +3,23 @@
 //! One task for each subscription: arm the wake-up, do one step after the other until there is nothing to
 //! do, wait. A wake-up is a hint; the poll makes it right. Stopping happens between steps, never inside one.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use store::{Timestamp, messages};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use uuid::Uuid;
 
-use crate::engine::{Criteria, Engine, EngineError};
-use crate::progress::{Cursor, Step};
-use crate::records;
+use crate::cursor::Cursor;
+use crate::engine::{Criteria, Engine, EngineError, refuse_inside_unit};
+use crate::progress::Step;
+use crate::worker_row;
 
 /// How often a worker says that it is there.
 const BEAT: Duration = Duration::from_secs(5);
+/// The row of a worker that was silent for this long is deleted.
+const DEAD_FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
 /// How long a subscription that another worker has is left alone.
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// The wait after a passing fault, at first and at most.
@@ -42,8 +45,10 @@ impl Worker {
     ///
     /// `ready` is called once everything is known and about to move.
     pub async fn run(self, stop: impl Future<Output = ()>, ready: impl FnOnce()) -> Result<(), EngineError> {
+        refuse_inside_unit()?;
         let Self { engine, criteria, .. } = &self;
         self.beat().await?;
+        self.forget_the_dead().await?;
         engine.discover().await?;
         engine.detach(criteria).await?;
         ready();
@@ -55,13 +60,18 @@ impl Worker {
         tasks.spawn(self.clone().keep_beating(stopping.subscribe()));
         tasks.spawn(self.clone().follow_all(stopping.subscribe()));
 
-        stop.await;
+        let ended_early = tokio::select! {
+            () = stop => None,
+            // Nothing ends by itself: this one panicked, and the worker would only look alive.
+            ended = tasks.join_next() => ended,
+        };
         stopping.send_replace(true);
         engine.store().announce();
-        while let Some(ended) = tasks.join_next().await {
-            resume_panic(ended);
-        }
-        records::forget_worker(engine.store().database(), self.id).await?;
+        let ended: Vec<_> = ended_early.into_iter().chain(join_all(tasks).await).collect();
+        worker_row::forget_worker(engine.store().database(), self.id).await?;
+        // Whatever is left here is another worker's.
+        engine.store().announce();
+        ended.into_iter().for_each(resume_panic);
         Ok(())
     }
 
@@ -69,7 +79,19 @@ impl Worker {
         let ids: Vec<String> =
             self.engine.registry().definitions().map(|definition| definition.id().to_owned()).collect();
         let database = self.engine.store().database();
-        Ok(records::beat(database, self.id, self.engine.program(), &self.build, &ids).await?)
+        let program = self.engine.program();
+        Ok(worker_row::beat(database, self.id, program, &self.build, &ids, &self.criteria).await?)
+    }
+
+    /// Workers that were killed leave their rows behind; some day those only confuse.
+    async fn forget_the_dead(&self) -> Result<(), EngineError> {
+        let database = self.engine.store().database();
+        for worker in worker_row::workers(database).await? {
+            if worker.last_progress_ago >= DEAD_FOR_GOOD {
+                worker_row::forget_worker(database, worker.id).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn keep_beating(self, stopping: watch::Receiver<bool>) {
@@ -83,31 +105,26 @@ impl Worker {
     /// Starts a task for each subscription, also for those that appear later, and waits for all of them.
     async fn follow_all(self, stopping: watch::Receiver<bool>) {
         let mut tasks = JoinSet::new();
-        let mut followed = HashMap::new();
-        let mut wake = self.engine.store().wake();
+        let mut followed = HashSet::new();
         while !*stopping.borrow() {
-            wake.arm();
             match self.engine.select(&self.criteria).await {
                 Err(error) => tracing::warn!(%error, "could not look for subscriptions; trying again"),
                 Ok(subscriptions) => {
                     for subscription in subscriptions {
-                        if self.engine.registered(&subscription.id).is_some()
-                            && !followed.contains_key(&subscription.id)
-                        {
-                            let id = subscription.id;
-                            followed.insert(
-                                id.clone(),
-                                tasks.spawn(follow(self.engine.clone(), id, stopping.clone())),
-                            );
+                        let id = subscription.id;
+                        if self.engine.registered(&id).is_some() && followed.insert(id.clone()) {
+                            tasks.spawn(follow(self.engine.clone(), id, stopping.clone()));
                         }
                     }
                 }
             }
-            stopped_within(self.engine.settings().poll, stopping.clone()).await;
+            if !stopped_within(self.engine.settings().poll, stopping.clone()).await
+                && let Some(ended) = tasks.try_join_next()
+            {
+                resume_panic(ended);
+            }
         }
-        while let Some(ended) = tasks.join_next().await {
-            resume_panic(ended);
-        }
+        join_all(tasks).await.into_iter().for_each(resume_panic);
     }
 }
 
@@ -120,12 +137,11 @@ async fn follow(engine: Engine, id: String, stopping: watch::Receiver<bool>) {
     let mut was_quiet = false;
     loop {
         wake.arm();
-        let stop = *stopping.borrow();
-        // What was only looked at is written down when it is quiet, and before the end.
-        let step = engine.step(&id, &mut cursor, was_quiet || stop).await;
-        if stop {
-            return;
+        if *stopping.borrow() {
+            break;
         }
+        // What was only looked at is written down when it is quiet, and before the end.
+        let step = engine.step(&id, &mut cursor, was_quiet).await;
         was_quiet = false;
         match step {
             Ok(Step::Moved(_) | Step::Changed) => back_off = FIRST_BACK_OFF,
@@ -153,6 +169,9 @@ async fn follow(engine: Engine, id: String, stopping: watch::Receiver<bool>) {
             }
         }
     }
+    if let Err(error) = engine.save_cursor(&id, &cursor).await {
+        tracing::debug!(subscription = id, %error, "{id} is looked at again from its stored position");
+    }
 }
 
 /// How long it is until then, by the log's clock.
@@ -172,8 +191,16 @@ async fn stopped_within(at_most: Duration, stopping: watch::Receiver<bool>) -> b
     tokio::time::timeout(at_most, until(stopping)).await.is_ok()
 }
 
+async fn join_all(mut tasks: JoinSet<()>) -> Vec<Result<(), JoinError>> {
+    let mut ended = Vec::new();
+    while let Some(task) = tasks.join_next().await {
+        ended.push(task);
+    }
+    ended
+}
+
 /// A panic in a task is a defect of ours and must not pass for a clean end.
-fn resume_panic(ended: Result<(), tokio::task::JoinError>) {
+fn resume_panic(ended: Result<(), JoinError>) {
     if let Err(error) = ended
         && let Ok(panic) = error.try_into_panic()
     {

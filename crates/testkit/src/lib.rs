@@ -12,4 +12,4 @@ pub use cluster::{Cluster, ClusterError};
 pub use database::{T0, TestDatabase};
 pub use server::{NoServer, Server};
 pub use shared::{own_postgres_or_left_out, postgres_or_left_out, shared_postgres_url};
-pub use subscribers::{Collector, Failing, KillSwitch, Scene, Scripted, position, positions};
+pub use subscribers::{Collector, Failing, Held, KillSwitch, Scene, Scripted, position, positions};

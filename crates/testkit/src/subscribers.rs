@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use store::{Event, Position};
 use subscription_engine::{BoxError, Context, Definition, FaultPoint, Faults, Subscriber};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// Writes the position of each event that it gets into its own table, once: a second time is an error.
 #[derive(Debug)]
@@ -115,6 +115,76 @@ impl Subscriber for Failing {
             None => Ok(()),
             Some(event) => Err(format!("cannot digest position {}", event.position).into()),
         }
+    }
+}
+
+/// A collector that stops in each call until the test lets it go on.
+#[derive(Debug)]
+pub struct Held {
+    inner: Arc<Collector>,
+    writes_first: bool,
+    entered: watch::Sender<u64>,
+    let_go: Semaphore,
+}
+
+impl Held {
+    /// Stops before it writes; on SQLite it holds no lock then.
+    pub fn before_writing(definition: Definition) -> Arc<Self> {
+        Arc::new(Self::new(definition, false))
+    }
+
+    /// Stops after it has written, with its transaction open.
+    pub fn while_writing(definition: Definition) -> Arc<Self> {
+        Arc::new(Self::new(definition, true))
+    }
+
+    fn new(definition: Definition, writes_first: bool) -> Self {
+        let (inner, let_go) = (Collector::new(definition), Semaphore::new(0));
+        Self { inner, writes_first, entered: watch::Sender::new(0), let_go }
+    }
+
+    /// Waits until it stands in its `nth` call.
+    pub async fn entered(&self, nth: u64) {
+        let mut entered = self.entered.subscribe();
+        entered.wait_for(|calls| *calls >= nth).await.expect("the sender is ours");
+    }
+
+    /// How often it was called.
+    pub fn calls(&self) -> u64 {
+        *self.entered.borrow()
+    }
+
+    /// Lets so many calls go on.
+    pub fn let_go(&self, calls: usize) {
+        self.let_go.add_permits(calls);
+    }
+
+    /// The positions it has collected.
+    pub async fn positions(&self, store: &store::Store) -> Vec<i64> {
+        self.inner.positions(store).await
+    }
+}
+
+#[async_trait]
+impl Subscriber for Held {
+    fn definition(&self) -> Definition {
+        self.inner.definition()
+    }
+
+    async fn setup(&self, context: &mut Context<'_>) -> Result<(), BoxError> {
+        self.inner.setup(context).await
+    }
+
+    async fn handle(&self, events: &[Event], context: &mut Context<'_>) -> Result<(), BoxError> {
+        if self.writes_first {
+            self.inner.handle(events, context).await?;
+        }
+        self.entered.send_modify(|calls| *calls += 1);
+        self.let_go.acquire().await?.forget();
+        if !self.writes_first {
+            self.inner.handle(events, context).await?;
+        }
+        Ok(())
     }
 }
 

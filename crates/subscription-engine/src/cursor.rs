@@ -1,0 +1,58 @@
+//! How far was looked beyond a stored position: most events are not wanted, and a write for each would cost
+//! more than looking again after a crash.
+
+use std::time::Duration;
+
+use store::Position;
+use tokio::time::Instant;
+
+use crate::subscription::Subscription;
+
+/// Positions that were only looked at are saved after this time at the latest …
+const SAVE_AFTER: Duration = Duration::from_secs(1);
+/// … or after this many.
+const SAVE_EVENTS: i64 = 10_000;
+
+/// How far a subscription has looked beyond its stored position: events that it does not want move it only
+/// now and then. A fact about the log, not about the row: whoever starts the subscription over reads anew.
+#[derive(Debug)]
+pub(crate) struct Cursor {
+    /// It wants nothing after this position …
+    from: Position,
+    /// … and up to this one.
+    to: Position,
+    /// Since when there is something to write down.
+    since: Option<Instant>,
+}
+
+impl Cursor {
+    pub(crate) fn new() -> Self {
+        Self { from: Position::START, to: Position::START, since: None }
+    }
+
+    /// Where to read on.
+    pub(crate) fn read_from(&self, seen: &Subscription) -> Position {
+        let stands = seen.read_from();
+        if (self.from..=self.to).contains(&stands) { self.to } else { stands }
+    }
+
+    /// Notes how far was looked; says whether it is time to write that down.
+    pub(crate) fn note(&mut self, seen: &Subscription, scanned: Position, now: bool) -> bool {
+        let stands = seen.read_from();
+        if !(self.from..=self.to).contains(&stands) {
+            self.from = stands;
+        }
+        self.to = scanned;
+        if scanned <= stands {
+            self.since = None;
+            return false;
+        }
+        let since = *self.since.get_or_insert_with(Instant::now);
+        now || since.elapsed() >= SAVE_AFTER || scanned.0 - stands.0 >= SAVE_EVENTS
+    }
+
+    /// Everything up to here is stored.
+    pub(crate) fn stored(&mut self, to: Position) {
+        *self = Self { from: to, to, since: None };
+    }
+}
