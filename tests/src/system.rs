@@ -9,3 +9,4 @@ mod read;
 mod repeated_append;
 mod safe_head;
 mod transaction;
+mod wake;
