@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a story ends at the first thing that goes wrong")]
 
 mod append;
+mod faults;
 mod given;
 mod open;
 mod read;
