@@ -1,11 +1,18 @@
 //! The whole system through its public doors, on both databases. One binary: it links once.
-
-#![expect(clippy::unwrap_used, reason = "a story ends at the first thing that goes wrong")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod append;
+mod bad_input;
+mod crash;
+mod engine;
+mod engine_failure;
+mod engine_worker;
 mod faults;
 mod given;
+mod notifications;
 mod open;
+mod program;
+mod random;
 mod read;
 mod repeated_append;
 mod safe_head;

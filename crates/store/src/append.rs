@@ -416,7 +416,7 @@ async fn stored_ids(connection: &mut Connection, ids: &[Uuid]) -> sqlx::Result<H
             let sql =
                 Sql::built(format!("{COLUMNS} WHERE id IN ({marks})")).for_database(DatabaseKind::Sqlite);
             let query = sqlx::query_as(sql).persistent(ids.len() == 1);
-            ids.iter().fold(query, |query, id| query.bind(id)).fetch_all(&mut **connection).await?
+            ids.iter().fold(query, sqlx::query::QueryAs::bind).fetch_all(&mut **connection).await?
         }
     };
     Ok(rows.into_iter().map(|row| (row.id, row)).collect())

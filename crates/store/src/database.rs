@@ -77,11 +77,43 @@ pub struct Options {
     pub create: bool,
     /// Connections to PostgreSQL.
     pub connections: u32,
+    /// The password, if it is not in the URL.
+    pub password: Option<Secret>,
+}
+
+/// Text that must not be shown.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Keeps the text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("<redacted>")
+    }
+}
+
+/// Where a database is, for people; without secrets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// The host, for a server.
+    pub host: Option<String>,
+    /// Its port.
+    pub port: Option<u16>,
+    /// The database's name, or the file.
+    pub database: String,
+    /// The user, for a server.
+    pub user: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { durability: Durability::Full, create: true, connections: 16 }
+        Self { durability: Durability::Full, create: true, connections: 16, password: None }
     }
 }
 
@@ -164,6 +196,9 @@ impl Database {
             ("default_transaction_isolation", "read committed"),
             ("default_transaction_read_only", "off"),
         ]);
+        if let Some(Secret(password)) = &options.password {
+            connect = connect.password(password);
+        }
         if options.durability == Durability::PowerCutMayLoseCommits {
             connect = connect.options([("synchronous_commit", "off")]);
         }
@@ -231,6 +266,24 @@ impl Database {
         match self {
             Self::Sqlite { .. } => DatabaseKind::Sqlite,
             Self::Postgres { .. } => DatabaseKind::Postgres,
+        }
+    }
+
+    /// Where it is.
+    pub fn target(&self) -> Target {
+        match self {
+            Self::Sqlite { file, .. } => Target { database: file.display().to_string(), ..Target::default() },
+            Self::Postgres { pool } => {
+                let options = pool.connect_options();
+                let user = options.get_username().to_owned();
+                Target {
+                    host: Some(options.get_host().to_owned()),
+                    port: Some(options.get_port()),
+                    // PostgreSQL takes the user's name where no database is named.
+                    database: options.get_database().unwrap_or(&user).to_owned(),
+                    user: Some(user),
+                }
+            }
         }
     }
 

@@ -28,21 +28,17 @@ impl Fault {
     pub fn of(error: &(dyn Error + 'static)) -> Self {
         let mut current = Some(error);
         while let Some(error) = current {
-            // A transparent error shows its content's sources, but not its content.
-            let error: &(dyn Error + 'static) = match error.downcast_ref() {
-                Some(StoreError::Connect(content)) => content,
-                _ => error,
-            };
             let fault = if let Some(error) = error.downcast_ref::<sqlx::Error>() {
                 Self::of_sqlx(error)
             } else if let Some(AppendError::WrongVersion { .. } | AppendError::OutcomeUnknown(_)) =
                 error.downcast_ref()
             {
                 Self::Transient
-            } else if let Some(ConnectError::NoSuchFile(_)) = error.downcast_ref() {
-                Self::NoSuchDatabase
-            } else if let Some(ConnectError::CannotCreate(..)) = error.downcast_ref() {
-                Self::ReadOnly
+            } else if let Some(error) = error.downcast_ref::<ConnectError>() {
+                Self::of_connect(error)
+            } else if let Some(StoreError::Connect(error)) = error.downcast_ref() {
+                // Its message is the connection's, and so is its source: the error itself is not on the way.
+                Self::of_connect(error)
             } else {
                 Self::Other
             };
@@ -52,6 +48,15 @@ impl Fault {
             current = error.source();
         }
         Self::Other
+    }
+
+    fn of_connect(error: &ConnectError) -> Self {
+        match error {
+            ConnectError::NoSuchFile(_) => Self::NoSuchDatabase,
+            ConnectError::CannotCreate(..) => Self::ReadOnly,
+            ConnectError::InvalidUrl { .. } => Self::Other,
+            ConnectError::Refused { source, .. } => Self::of_sqlx(source),
+        }
     }
 
     fn of_sqlx(error: &sqlx::Error) -> Self {
@@ -97,6 +102,28 @@ impl Fault {
             _ => Self::Other,
         }
     }
+}
+
+/// The messages of an error and its sources, outermost first, without repetitions; fit to be stored.
+pub fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut chain: Vec<String> = Vec::new();
+    let mut current = Some(error);
+    while let Some(error) = current {
+        // What a database says is wrapped twice by the driver, each time with a prefix that helps nobody.
+        let inner = match error.downcast_ref() {
+            Some(sqlx::Error::Database(error)) => Some(error.message().to_owned()),
+            Some(sqlx::Error::Io(error)) => Some(error.to_string()),
+            _ => None,
+        };
+        current = if inner.is_some() { None } else { error.source() };
+        // PostgreSQL's text cannot hold the character 0, and a failure must always be recorded.
+        let message = inner.unwrap_or_else(|| error.to_string()).replace('\0', "\u{fffd}");
+        // A transparent error repeats its source.
+        if chain.last() != Some(&message) {
+            chain.push(message);
+        }
+    }
+    chain
 }
 
 #[cfg(test)]

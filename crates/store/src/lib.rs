@@ -8,6 +8,7 @@
 mod append;
 mod clock;
 mod database;
+mod domain_event;
 mod event;
 mod fault;
 mod json;
@@ -24,10 +25,11 @@ mod wake;
 
 pub use append::{Append, AppendError, Appended, ExpectedVersion, refuse_appends};
 pub use clock::{Clock, ClockError};
-pub use database::{ConnectError, Connection, Database, DatabaseKind, Durability, Options};
+pub use database::{ConnectError, Connection, Database, DatabaseKind, Durability, Options, Secret, Target};
+pub use domain_event::{DomainEvent, UndecodableEvent};
 pub use event::{Event, InvalidEvent, MAX_APPEND_EVENTS, MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, NewEvent};
 pub use event::{Position, Version};
-pub use fault::Fault;
+pub use fault::{Fault, messages};
 pub use json::{InvalidJson, Json, MAX_JSON_DEPTH};
 pub use migrate::{MIGRATIONS, MigrateError, Migration, Schema};
 pub use read::{Direction, Filter, MAX_PAGE_EVENTS, Page, ReadError};

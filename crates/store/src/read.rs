@@ -6,6 +6,7 @@
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
+use uuid::Uuid;
 
 use crate::database::{Connection, DatabaseKind};
 use crate::event::{Event, Position};
@@ -14,6 +15,7 @@ use crate::sql::Sql;
 use crate::store::Store;
 use crate::stream_name::StreamName;
 use crate::tx::Tx;
+use crate::values::Record;
 
 /// The largest page.
 pub const MAX_PAGE_EVENTS: usize = 10_000;
@@ -126,6 +128,19 @@ impl Store {
         statement.fetch(&mut self.database().reader().await?).await
     }
 
+    /// Where the event with this id stands, if the log has it.
+    pub async fn find(&self, id: Uuid) -> Result<Option<Position>, ReadError> {
+        let sql = "SELECT position FROM herald_events WHERE id = $1";
+        let row: Option<(Position,)> = self.database().fetch_optional(sql, (id,)).await?;
+        Ok(row.map(|row| row.0))
+    }
+
+    /// How many events there are up to a position, which must not be beyond the head.
+    pub async fn count(&self, filter: &Filter, up_to: Position) -> Result<u64, ReadError> {
+        let statement = Statement::new(filter, Position::START, Some(up_to), i64::MAX);
+        statement.count(&mut self.database().reader().await?).await
+    }
+
     /// The events of one stream from a version on, oldest first, at most `limit`.
     ///
     /// A stream has no holes, so this needs no head: it shows what is committed. Use it to rebuild state.
@@ -212,47 +227,57 @@ impl<'a> Statement<'a> {
         self
     }
 
-    /// The text, with a place for each value: bounds and limit first, then stream, then types.
-    fn text(&self, kind: DatabaseKind) -> Sql {
-        let mut text =
-            format!("SELECT {} FROM herald_events WHERE position > $1 AND position <= $2", columns(kind));
-        let mut place = 4;
-        if self.filter.stream.is_some() {
-            text.push_str(&format!(" AND stream = ${place}"));
-            place += 1;
-        }
-        if let Some(types) = &self.filter.types {
-            let places: Vec<String> = (place..place + types.len()).map(|place| format!("${place}")).collect();
-            text.push_str(&format!(" AND type IN ({})", places.join(", ")));
-        }
-        text.push_str(match self.direction {
-            Direction::Forwards => " ORDER BY position LIMIT $3",
-            Direction::Backwards => " ORDER BY position DESC LIMIT $3",
-        });
-        Sql::built(text)
+    async fn fetch(&self, connection: &mut Connection) -> Result<Vec<Event>, ReadError> {
+        let order = match self.direction {
+            Direction::Forwards => "ORDER BY position",
+            Direction::Backwards => "ORDER BY position DESC",
+        };
+        let columns = columns(connection.kind());
+        let rows: Vec<EventRow> = self.rows(connection, &columns, order).await?;
+        rows.into_iter().map(|row| row.0).collect()
     }
 
-    async fn fetch(&self, connection: &mut Connection) -> Result<Vec<Event>, ReadError> {
+    async fn count(&self, connection: &mut Connection) -> Result<u64, ReadError> {
+        let rows: Vec<(i64,)> = self.rows(connection, "COUNT(*)", "").await?;
+        Ok(rows.first().and_then(|row| u64::try_from(row.0).ok()).unwrap_or(0))
+    }
+
+    /// Selects, with a place for each value: bounds and limit first, then stream, then types.
+    async fn rows<T: Record>(
+        &self,
+        connection: &mut Connection,
+        select: &str,
+        order: &str,
+    ) -> sqlx::Result<Vec<T>> {
         let types = self.filter.types.as_deref().unwrap_or_default();
         if self.filter.types.is_some() && types.is_empty() {
             return Ok(Vec::new());
         }
-        let sql = self.text(connection.kind()).for_database(connection.kind());
         let stream = self.filter.stream.as_ref().map(StreamName::as_str);
+        let mut text = format!("SELECT {select} FROM herald_events WHERE position > $1 AND position <= $2");
+        let first_type = if stream.is_some() { 5 } else { 4 };
+        if stream.is_some() {
+            text.push_str(" AND stream = $4");
+        }
+        if !types.is_empty() {
+            let places: Vec<String> =
+                (first_type..).take(types.len()).map(|place| format!("${place}")).collect();
+            text.push_str(&format!(" AND type IN ({})", places.join(", ")));
+        }
+        text.push_str(&format!(" {order} LIMIT $3"));
+        let sql = Sql::built(text).for_database(connection.kind());
         // The number of values is known at run time only, so they are bound one by one.
-        let rows: Vec<EventRow> = match connection {
+        let values = stream.into_iter().chain(types.iter().map(String::as_str));
+        match connection {
             Connection::Sqlite(connection) => {
                 let query = sqlx::query_as(sql).bind(self.after).bind(self.up_to).bind(self.limit);
-                let values = stream.into_iter().chain(types.iter().map(String::as_str));
-                values.fold(query, |query, value| query.bind(value)).fetch_all(&mut **connection).await?
+                values.fold(query, sqlx::query::QueryAs::bind).fetch_all(&mut **connection).await
             }
             Connection::Postgres(connection) => {
                 let query = sqlx::query_as(sql).bind(self.after).bind(self.up_to).bind(self.limit);
-                let values = stream.into_iter().chain(types.iter().map(String::as_str));
-                values.fold(query, |query, value| query.bind(value)).fetch_all(&mut **connection).await?
+                values.fold(query, sqlx::query::QueryAs::bind).fetch_all(&mut **connection).await
             }
-        };
-        rows.into_iter().map(|row| row.0).collect()
+        }
     }
 }
 

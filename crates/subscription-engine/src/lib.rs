@@ -1,5 +1,39 @@
 //! Who has read how far, and moving them on.
+//!
+//! A [`Subscriber`] is code that wants events; its [`Subscription`] is the row that says how far it has read
+//! and in which state it is. The [`Engine`] moves subscriptions one [unit](Engine::run) at a time: a page of
+//! events, handled in one transaction that also moves the position. A [`Worker`] does so for ever. This
+//! crate knows no concrete subscriber, no network and no notification.
 
+mod clock;
+mod context;
+mod engine;
+mod gate;
+mod lifecycle;
 mod migrations;
+mod progress;
+mod records;
+mod retry;
+mod subscriber;
+mod subscription;
+mod unit;
+mod worker;
 
+pub use clock::ClockAdvanceError;
+pub use context::{Cause, Context, ContextError, LoadedStream, PastEvent};
+pub use engine::{
+    Criteria, Engine, EngineError, FaultPoint, Faults, Outcome, Overview, Report, Settings, WORKER_SILENCE,
+};
 pub use migrations::MIGRATIONS;
+pub use records::{BadRow, HistoryLine, RecordError, WorkerRow};
+pub use retry::RetryStrategy;
+pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};
+pub use subscription::{
+    FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,
+};
+pub use worker::Worker;
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

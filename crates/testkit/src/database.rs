@@ -70,7 +70,8 @@ impl TestDatabase {
 
     async fn set_up(&self, test_clock: Option<Timestamp>) -> Store {
         let view = TableName::new("acme_notifications_events").expect("a table name");
-        let (store, _) = self.open().await.set_up(&Setup { view, test_clock }).await.expect("it can be set up");
+        let (store, _) =
+            self.open().await.set_up(&Setup { view, test_clock }).await.expect("it can be set up");
         store
     }
 }

@@ -4,7 +4,7 @@
 //! `HERALD_TEST_REQUIRE_POSTGRES` is `1` (`tests/run` and the checks before a merge) the test fails instead.
 
 use std::env;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -42,7 +42,7 @@ pub fn postgres_or_left_out(test_name: &str) -> Option<&'static str> {
     match shared_postgres_url() {
         Ok(url) => Some(url),
         Err(error) => {
-            leave_out(test_name, error);
+            leave_out(test_name, "needs PostgreSQL", error);
             None
         }
     }
@@ -55,20 +55,20 @@ pub fn own_postgres_or_left_out(test_name: &str) -> Option<Cluster> {
     match Cluster::start() {
         Ok(cluster) => Some(cluster),
         Err(error) => {
-            leave_out(test_name, &error);
+            leave_out(test_name, "restarts PostgreSQL and so needs its server programs here", &error);
             None
         }
     }
 }
 
 #[track_caller]
-fn leave_out(test_name: &str, error: &ClusterError) {
+fn leave_out(test_name: &str, need: &str, error: &ClusterError) {
     let required = env::var(REQUIRE).is_ok_and(|value| value == "1");
     if required || !matches!(error, ClusterError::NoServer(_)) {
-        panic!("{test_name} needs a PostgreSQL server: could not {error}");
+        panic!("{test_name} {need}: could not {error}");
     }
     let list = list_of_left_out();
-    say(&format!("TEST LEFT OUT: {test_name}: could not {error} (listed in {})", list.display()));
+    say(&format!("TEST LEFT OUT: {test_name} {need}: could not {error} (listed in {})", list.display()));
     if let Err(error) = add_line(&list, test_name) {
         say(&format!("testkit: could not add {test_name} to {}: {error}", list.display()));
     }
@@ -91,14 +91,18 @@ fn list_of_left_out() -> PathBuf {
     test_program.ancestors().nth(2).unwrap_or(Path::new(".")).join("tests-left-out.txt")
 }
 
+/// Once for each test, however often it is run.
 fn add_line(list: &Path, test_name: &str) -> io::Result<()> {
+    let line = format!("{test_name}: no PostgreSQL");
+    if fs::read_to_string(list).is_ok_and(|listed| listed.lines().any(|listed| listed == line)) {
+        return Ok(());
+    }
     let mut file = OpenOptions::new().create(true).append(true).open(list)?;
-    file.write_all(format!("{test_name}: no PostgreSQL\n").as_bytes())
+    file.write_all(format!("{line}\n").as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::process::{Command, Output};
 
     use super::*;
@@ -136,7 +140,10 @@ mod tests {
         fs::remove_file(&list).unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success(), "{stderr}");
-        assert!(stderr.contains("TEST LEFT OUT: wants_postgres: could not find"), "{stderr}");
+        assert!(
+            stderr.contains("TEST LEFT OUT: wants_postgres needs PostgreSQL: could not find"),
+            "{stderr}"
+        );
         assert_eq!(listed, "wants_postgres: no PostgreSQL\n");
     }
 
@@ -148,7 +155,7 @@ mod tests {
 
         let stdout = String::from_utf8(output.stdout).unwrap();
         assert!(!output.status.success(), "{stdout}");
-        assert!(stdout.contains("wants_postgres needs a PostgreSQL server: could not find"), "{stdout}");
+        assert!(stdout.contains("wants_postgres needs PostgreSQL: could not find"), "{stdout}");
         assert!(!list.exists());
     }
 }

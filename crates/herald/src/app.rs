@@ -1,0 +1,134 @@
+//! The program put together: a log, an engine, and the subscribers that ship with it.
+
+use notification_subscribers::subscribers;
+use store::{Schema, Setup, Store, TableName, Timestamp};
+use subscription_engine::{Criteria, Engine, Outcome, Registry};
+
+use crate::config::Config;
+use crate::exit::{Code, Exit};
+
+/// The event store's name, as people configure and ask for it.
+pub(crate) const STORE_ID: &str = "Acme.Notifications:EventStore";
+/// The name under which the log shows itself as a table.
+pub(crate) const EVENT_TABLE: &str = "acme_notifications_events";
+/// The program's name on its subscriptions.
+const PROGRAM: &str = "herald";
+
+/// What a command works with.
+#[derive(Clone, Debug)]
+pub(crate) struct App {
+    pub(crate) store: Store,
+    pub(crate) engine: Engine,
+}
+
+/// What `store setup` did.
+#[derive(Debug)]
+pub(crate) struct SetupReport {
+    /// Migrations that ran.
+    pub(crate) migrations: usize,
+    /// Subscriptions that were set up.
+    pub(crate) subscriptions: Vec<String>,
+}
+
+/// Connects, whatever state the database is in.
+pub(crate) async fn connect(config: &Config, create: bool) -> Result<Store, Exit> {
+    let migrations = [store::MIGRATIONS, subscription_engine::MIGRATIONS];
+    let options = store::Options { create, ..config.options.clone() };
+    Ok(Store::open(&config.url, &options, &migrations).await?)
+}
+
+impl App {
+    /// Opens a log that must be there.
+    pub(crate) async fn open(config: &Config) -> Result<Self, Exit> {
+        let not_set_up = || {
+            Exit::new(Code::NotFound, "the event store is not set up yet")
+                .with_hint("run `herald store setup` first")
+        };
+        let store = match connect(config, false).await {
+            // A file that is not there is a log that is not set up.
+            Err(exit) if exit.code == Code::NotFound && config.url.starts_with("sqlite:") => {
+                return Err(not_set_up());
+            }
+            result => result?,
+        };
+        match store.schema().await? {
+            Schema::Missing => Err(not_set_up()),
+            Schema::Behind(count) => Err(Exit::new(
+                Code::Configuration,
+                format!("the event store is {count} migration(s) behind this program"),
+            )
+            .with_hint("run `herald store setup`; it keeps everything that is there")),
+            Schema::Newer(_) => Err(newer()),
+            Schema::Current => Self::assemble(config, store, None).await,
+        }
+    }
+
+    /// Opens a log, and makes it first if it is not there: tables, and every subscriber set up, so that none
+    /// misses an event that is appended before a worker starts.
+    pub(crate) async fn open_or_set_up(config: &Config) -> Result<Self, Exit> {
+        let store = connect(config, true).await?;
+        if store.schema().await? == Schema::Current {
+            return Self::assemble(config, store, None).await;
+        }
+        let (app, report) = Self::set_up(config, store, None).await?;
+        let subscriptions = report.subscriptions.join(", ");
+        eprintln!(
+            "Set up the event store in {}; subscriptions: {subscriptions}",
+            app.store.database().target().database
+        );
+        Ok(app)
+    }
+
+    /// Makes or completes a log. Doing it again changes nothing.
+    pub(crate) async fn set_up(
+        config: &Config,
+        store: Store,
+        test_clock: Option<Timestamp>,
+    ) -> Result<(Self, SetupReport), Exit> {
+        if let Schema::Newer(_) = store.schema().await? {
+            return Err(newer());
+        }
+        let setup = Setup { view: TableName::new(EVENT_TABLE)?, test_clock };
+        let (store, migrations) = store.set_up(&setup).await?;
+        let app = Self::assemble(config, store, test_clock).await?;
+        let mut subscriptions = Vec::new();
+        for (id, outcome) in app.engine.set_up(&Criteria::all(), false).await? {
+            match outcome {
+                Outcome::Became { .. } => subscriptions.push(id),
+                outcome => eprintln!("{id}: {}", crate::cli::outcome_text(&outcome)),
+            }
+        }
+        Ok((app, SetupReport { migrations, subscriptions }))
+    }
+
+    async fn assemble(config: &Config, store: Store, test_clock: Option<Timestamp>) -> Result<Self, Exit> {
+        let test_mode = config.test_mode || test_clock.is_some();
+        match (store.clock().is_manual(), test_mode) {
+            (true, false) => {
+                return Err(Exit::new(
+                    Code::Configuration,
+                    "this event store is in test mode: its clock is set by hand",
+                )
+                .with_hint("add --test-mode if that is meant"));
+            }
+            (false, true) => {
+                return Err(Exit::new(
+                    Code::Configuration,
+                    "this event store is not in test mode: it lives by real time",
+                )
+                .with_hint(
+                    "leave --test-mode out, or set up another store with `store setup --test-clock`",
+                ));
+            }
+            _ => {}
+        }
+        let engine =
+            Engine::new(store.clone(), Registry::new(subscribers())?, PROGRAM).on_behalf_of(&config.who);
+        Ok(Self { store, engine })
+    }
+}
+
+fn newer() -> Exit {
+    Exit::new(Code::Configuration, "the database is newer than this program, which could misread it")
+        .with_hint("use the newer program")
+}

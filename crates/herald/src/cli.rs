@@ -1,0 +1,177 @@
+//! The command line: its shape, and the way from words to what is done.
+//!
+//! Every command is written with spaces; the colon form of the tutorial works as well.
+
+mod clock;
+mod events;
+mod projection;
+mod store;
+mod sub;
+mod user;
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use ::store::Timestamp;
+use clap::{Args, Parser, Subcommand};
+use subscription_engine::Outcome;
+
+use crate::config::Config;
+use crate::exit::Exit;
+use crate::output::Format;
+use crate::{demo, worker};
+
+pub(crate) use sub::outcome_text;
+
+/// An event log, subscriptions that never skip an event, and the notifications they deliver.
+#[derive(Debug, Parser)]
+#[command(name = "herald", version, max_term_width = 100)]
+#[command(after_help = "Examples:\n  herald demo\n  herald user notify user1 \"Hello\"\n  herald worker\n  \
+                        herald user inbox user1\n  herald sub list")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Global {
+    /// The database: sqlite:FILE or postgres://USER@HOST/DATABASE [env: HERALD_DATABASE; default: a file in the state folder]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) database: Option<String>,
+    /// The form of the data on stdout
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    pub(crate) output: Format,
+    /// Leave the header line out
+    #[arg(long, global = true)]
+    pub(crate) no_header: bool,
+    /// Say more of what is done (-vv: each step)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Work on a store in test mode, whose clock is set by hand
+    #[arg(long, global = true, env = "HERALD_TEST_MODE")]
+    pub(crate) test_mode: bool,
+    /// Do not ask before what cannot be undone
+    #[arg(short, long, global = true)]
+    pub(crate) yes: bool,
+    /// Why, for the history
+    #[arg(long, global = true, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Keep every subscription moving: the long-running process
+    Worker(worker::Arguments),
+    /// A guided run on a scratch database: ends by itself and leaves nothing behind
+    Demo(demo::Arguments),
+    /// Notify users, show what is pending, acknowledge
+    #[command(subcommand)]
+    User(user::Command),
+    /// See and steer subscriptions
+    #[command(subcommand, alias = "subscription")]
+    Sub(sub::Command),
+    /// The projections, by the names people know
+    #[command(subcommand)]
+    Projection(projection::Command),
+    /// The event store itself
+    #[command(subcommand, visible_alias = "eventstore", alias = "db")]
+    Store(store::Command),
+    /// Look into the log
+    #[command(subcommand)]
+    Events(events::Command),
+    /// The clock of a store in test mode
+    #[command(subcommand)]
+    Clock(clock::Command),
+}
+
+/// The nouns whose verbs may follow a colon.
+const NOUNS: [&str; 10] =
+    ["user", "sub", "subscription", "projection", "store", "eventstore", "db", "events", "clock", "channel"];
+
+/// Turns `noun:verb` into two words, where a command stands.
+pub(crate) fn with_spaces(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut words = Vec::new();
+    let mut is_before_command = true;
+    for argument in arguments {
+        let text = argument.to_str().unwrap_or_default();
+        let split = text.split_once(':').filter(|(noun, _)| is_before_command && NOUNS.contains(noun));
+        if let Some((noun, verb)) = split {
+            words.extend([noun.into(), verb.into()]);
+            is_before_command = false;
+        } else {
+            is_before_command &= !NOUNS.contains(&text);
+            words.push(argument);
+        }
+    }
+    words
+}
+
+impl Cli {
+    /// Does what was asked; answers with the exit code.
+    pub(crate) async fn run(self) -> Result<u8, Exit> {
+        worker::log_to_stderr(self.global.verbose, matches!(self.command, Command::Worker(_)));
+        let global = &self.global;
+        let config = Config::load(global)?;
+        match self.command {
+            Command::Worker(arguments) => return worker::run(&config, arguments).await,
+            Command::Demo(arguments) => demo::run(arguments).await?,
+            Command::User(command) => user::run(&config, global, command).await?,
+            Command::Sub(command) => sub::run(&config, global, command).await?,
+            Command::Projection(command) => projection::run(&config, global, command).await?,
+            Command::Store(command) => store::run(&config, global, command).await?,
+            Command::Events(command) => events::run(&config, global, command).await?,
+            Command::Clock(command) => clock::run(&config, global, command).await?,
+        }
+        Ok(0)
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 30s or 5m"))
+}
+
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|error: ::store::InvalidTimestamp| error.to_string())
+}
+
+/// An outcome that is no success ends the command with the code for it.
+fn code_of(outcome: &Outcome) -> Option<crate::exit::Code> {
+    use crate::exit::Code;
+    match outcome {
+        Outcome::Busy | Outcome::Waiting { .. } => Some(Code::Busy),
+        Outcome::Refused { .. } => Some(Code::Conflict),
+        Outcome::Failed { .. } => Some(Code::Failed),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        with_spaces(line.split(' ').map(OsString::from))
+            .into_iter()
+            .map(|word| word.into_string().unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn c01_the_colon_form_means_the_same() {
+        assert_eq!(words("herald user:notify a b:c"), ["herald", "user", "notify", "a", "b:c"]);
+        assert_eq!(
+            words("herald --database sqlite:x.db sub:list"),
+            ["herald", "--database", "sqlite:x.db", "sub", "list"]
+        );
+        assert_eq!(words("herald user notify user:x hi"), ["herald", "user", "notify", "user:x", "hi"]);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,146 @@
+//! `herald projection`: the tutorial's words for projectors.
+
+use clap::Subcommand;
+use serde::Serialize;
+use store::Position;
+use subscription_engine::{Definition, Kind, Outcome};
+
+use crate::app::App;
+use crate::cli::store::rule;
+use crate::cli::{Global, outcome_text};
+use crate::config::Config;
+use crate::exit::{Code, Exit};
+use crate::output::{json, line};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the projections
+    #[command(after_help = "Example:\n  herald projection list")]
+    List,
+    /// Build a projection anew from the first event on; its table is empty meanwhile
+    #[command(after_help = "Example:\n  herald projection replay inbox")]
+    Replay {
+        /// Its name, with or without the package
+        projection: String,
+    },
+}
+
+/// The progress bar is this wide.
+const BAR: usize = 28;
+
+#[derive(Serialize)]
+struct Projection {
+    id: String,
+    identifier: &'static str,
+    package: &'static str,
+    name: &'static str,
+    class: String,
+}
+
+pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
+    match command {
+        // The projections are code: no database is needed to list them.
+        Command::List => list(global),
+        Command::Replay { projection } => replay(config, global, &projection).await,
+    }
+}
+
+fn projections() -> Vec<Projection> {
+    let definitions = notification_subscribers::subscribers();
+    let mut projections: Vec<Projection> =
+        definitions.iter().filter_map(|subscriber| describe(&subscriber.definition())).collect();
+    projections.sort_by_key(|projection| projection.identifier);
+    projections
+}
+
+fn describe(definition: &Definition) -> Option<Projection> {
+    let identifier = definition.projection()?;
+    let (package, name) = identifier.split_once(':')?;
+    let namespace: Vec<String> = package.split('.').map(capitalised).collect();
+    let class = format!("{}\\{}Projector", namespace.join("\\"), capitalised(name));
+    Some(Projection { id: definition.id().to_owned(), identifier, package, name, class })
+}
+
+fn capitalised(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+fn list(global: &Global) -> Result<(), Exit> {
+    let projections = projections();
+    if global.output.is_json() {
+        return json("herald.projection.list/1", &projections);
+    }
+    line(&match projections.len() {
+        1 => "There is one projection configured:".to_owned(),
+        count => format!("There are {count} projections configured:"),
+    });
+    let mut package = "";
+    for projection in &projections {
+        if projection.package != package {
+            package = projection.package;
+            line("");
+            line(&format!("PACKAGE \"{}\":", package.to_uppercase()));
+            line(&rule());
+        }
+        line(&format!("  {:<40}{}", projection.name, projection.class));
+    }
+    Ok(())
+}
+
+async fn replay(config: &Config, global: &Global, name: &str) -> Result<(), Exit> {
+    let projection = resolve(name)?;
+    let app = App::open(config).await?;
+    let quiet = global.output.is_json();
+    if !quiet {
+        line(&format!("Replaying events for projection \"{}\" ...", projection.identifier));
+    }
+    let reason = global.reason.as_deref().unwrap_or("replayed");
+    let mut shown = 0;
+    let progress = |position: Position, head: Position| {
+        let percent = if head.0 > 0 { position.0 * 100 / head.0 } else { 100 };
+        if percent >= shown + 5 && percent < 100 {
+            shown = percent;
+            eprintln!("{} {percent} % {position}/{head}", projection.name);
+        }
+    };
+    let outcome = app.engine.replay(&projection.id, reason, progress).await?;
+    app.store.close().await;
+    match outcome {
+        Outcome::CaughtUp { events } if quiet => {
+            let data =
+                serde_json::json!({ "projection": projection.identifier, "events": events.to_string() });
+            json("herald.projection.replay/1", &data)
+        }
+        Outcome::CaughtUp { events } => {
+            line(&format!("{events:>5} [{}]", "=".repeat(BAR)));
+            line(&format!("Replayed {events} event(s)."));
+            Ok(())
+        }
+        Outcome::Busy => {
+            Err(Exit::new(Code::Busy, "another worker has the projection").with_hint("try again"))
+        }
+        outcome => Err(Exit::new(Code::Failed, outcome_text(&outcome))
+            .with_hint(format!("see `herald sub show {}`", projection.id))),
+    }
+}
+
+/// By short name, full name or subscription id. What takes actions cannot be replayed.
+fn resolve(name: &str) -> Result<Projection, Exit> {
+    let is_named = |projection: &Projection| {
+        name == projection.name || name == projection.id || name.eq_ignore_ascii_case(projection.identifier)
+    };
+    if let Some(projection) = projections().into_iter().find(is_named) {
+        return Ok(projection);
+    }
+    let is_processor = notification_subscribers::subscribers()
+        .iter()
+        .map(|subscriber| subscriber.definition())
+        .any(|definition| definition.id() == name && definition.kind() != Kind::Projector);
+    if is_processor {
+        return Err(Exit::refusal(format!(
+            "{name} takes actions and cannot be replayed: they would be repeated"
+        )));
+    }
+    Err(Exit::refusal(format!("There is no projection \"{name}\"")).with_hint("see `herald projection list`"))
+}

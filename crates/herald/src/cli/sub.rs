@@ -1,0 +1,329 @@
+//! `herald sub`: seeing and steering subscriptions.
+
+mod show;
+
+use std::io::{BufRead, IsTerminal, Write};
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use store::Timestamp;
+use subscription_engine::{Criteria, Outcome, Overview, Report, State, Status};
+
+use crate::app::App;
+use crate::cli::{Global, code_of};
+use crate::config::Config;
+use crate::exit::{Code, Exit};
+use crate::output::{duration, json, line, list};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List subscriptions: where each stands, and what is wrong
+    #[command(after_help = "Examples:\n  herald sub list\n  herald sub list --group projector -o json")]
+    List(Selection),
+    /// Show one subscription: what broke, where, and what to do next
+    #[command(after_help = "Example:\n  herald sub show inbox_1")]
+    Show {
+        /// Its id
+        id: String,
+    },
+    /// Set up what is new
+    #[command(after_help = "Example:\n  herald sub setup inbox_1")]
+    Setup {
+        #[command(flatten)]
+        selection: Selection,
+        /// Go straight to active
+        #[arg(long)]
+        skip_booting: bool,
+    },
+    /// Move what is booting to the head
+    #[command(after_help = "Example:\n  herald sub boot")]
+    Boot(Moving),
+    /// Move what is active to the head
+    #[command(after_help = "Example:\n  herald sub run --group projector")]
+    Run(Moving),
+    /// Stop subscriptions until they are reactivated
+    #[command(after_help = "Example:\n  herald sub pause inbox_1 --reason \"maintenance\"")]
+    Pause(Steering),
+    /// Set paused, failed, finished or detached subscriptions going again
+    #[command(after_help = "Example:\n  herald sub reactivate inbox_1 --reason \"fixed\"")]
+    Reactivate(Steering),
+    /// Remove subscriptions and drop their tables
+    #[command(after_help = "Example:\n  herald sub remove inbox_1 --yes")]
+    Remove(Steering),
+}
+
+/// Which subscriptions; nothing given means all.
+#[derive(Debug, Args)]
+pub(crate) struct Selection {
+    /// Only these ids
+    ids: Vec<String>,
+    /// Only this group; may be given more than once
+    #[arg(long = "group", value_name = "GROUP")]
+    groups: Vec<String>,
+}
+
+/// Which subscriptions, and how far.
+#[derive(Debug, Args)]
+pub(crate) struct Moving {
+    #[command(flatten)]
+    selection: Selection,
+    /// Stop after so many events of each subscription
+    #[arg(long, value_name = "EVENTS")]
+    limit: Option<u64>,
+}
+
+/// Which subscriptions; they must be named.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "groups", "all"])))]
+pub(crate) struct Steering {
+    /// These ids
+    ids: Vec<String>,
+    /// This group; may be given more than once
+    #[arg(long = "group", value_name = "GROUP")]
+    groups: Vec<String>,
+    /// Every subscription
+    #[arg(long, conflicts_with_all = ["ids", "groups"])]
+    all: bool,
+}
+
+fn criteria(ids: &[String], groups: &[String]) -> Criteria {
+    let given = |list: &[String]| (!list.is_empty()).then(|| list.to_vec());
+    Criteria { ids: given(ids), groups: given(groups) }
+}
+
+impl Selection {
+    fn criteria(&self) -> Criteria {
+        criteria(&self.ids, &self.groups)
+    }
+}
+
+impl Steering {
+    fn criteria(&self) -> Criteria {
+        criteria(&self.ids, &self.groups)
+    }
+}
+
+pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
+    let app = App::open(config).await?;
+    let engine = &app.engine;
+    let reason = |verb: &str| global.reason.clone().unwrap_or_else(|| format!("{verb} by {}", config.who));
+    let result = match command {
+        Command::List(selection) => list_all(&app, global, &selection.criteria()).await,
+        Command::Show { id } => show::run(&app, global, &id).await,
+        Command::Setup { selection, skip_booting } => {
+            let criteria = known(&app, selection.criteria()).await?;
+            told(global, "setup", &engine.set_up(&criteria, skip_booting).await?, "nothing is new")
+        }
+        Command::Boot(Moving { selection, limit }) => {
+            let criteria = known(&app, selection.criteria()).await?;
+            told(global, "boot", &engine.boot(&criteria, limit).await?, "nothing is booting")
+        }
+        Command::Run(Moving { selection, limit }) => {
+            let criteria = known(&app, selection.criteria()).await?;
+            told(global, "run", &engine.run(&criteria, limit).await?, "nothing is active")
+        }
+        Command::Pause(which) => {
+            let criteria = known(&app, which.criteria()).await?;
+            told(global, "pause", &engine.pause(&criteria, &reason("paused")).await?, "nothing to pause")
+        }
+        Command::Reactivate(which) => {
+            let criteria = known(&app, which.criteria()).await?;
+            let report = engine.reactivate(&criteria, &reason("reactivated")).await?;
+            told(global, "reactivate", &report, "nothing to reactivate")
+        }
+        Command::Remove(which) => {
+            let criteria = known(&app, which.criteria()).await?;
+            confirm_removal(&app, global, &criteria).await?;
+            told(global, "remove", &engine.remove(&criteria, &reason("removed")).await?, "nothing to remove")
+        }
+    };
+    app.store.close().await;
+    result
+}
+
+/// An id that nobody knows is a mistake, not an empty selection.
+async fn known(app: &App, criteria: Criteria) -> Result<Criteria, Exit> {
+    let all = app.engine.status(&Criteria::all()).await?;
+    for id in criteria.ids.iter().flatten() {
+        if all.iter().all(|overview| overview.subscription.id != *id) {
+            let ids: Vec<&str> = all.iter().map(|overview| overview.subscription.id.as_str()).collect();
+            return Err(Exit::new(Code::NotFound, format!("there is no subscription {id:?}"))
+                .with_hint(format!("there are: {}", ids.join(", "))));
+        }
+    }
+    Ok(criteria)
+}
+
+#[derive(Serialize)]
+struct Row {
+    id: String,
+    group: String,
+    status: Status,
+    run_mode: &'static str,
+    position: Option<String>,
+    lag: String,
+    lag_seconds: Option<u64>,
+    attempt: u32,
+    next_retry: Option<Timestamp>,
+    note: String,
+}
+
+impl Row {
+    fn new(overview: &Overview, now: Timestamp) -> Self {
+        let subscription = &overview.subscription;
+        let next_retry = match subscription.state {
+            State::Error { next_retry, .. } => next_retry,
+            _ => None,
+        };
+        Self {
+            id: subscription.id.clone(),
+            group: subscription.group.clone(),
+            status: subscription.state.status(),
+            run_mode: subscription.run_mode.word(),
+            position: subscription.position.map(|position| position.to_string()),
+            lag: overview.lag.to_string(),
+            lag_seconds: overview.waiting_since.map(|since| now.since(since).as_secs()),
+            attempt: subscription.attempt,
+            next_retry,
+            note: note(overview, now),
+        }
+    }
+
+    fn lag_text(&self) -> String {
+        match self.lag_seconds {
+            Some(seconds) => format!("{} ({})", self.lag, duration(std::time::Duration::from_secs(seconds))),
+            None => self.lag.clone(),
+        }
+    }
+}
+
+/// What an operator must know of it, in a few words.
+fn note(overview: &Overview, now: Timestamp) -> String {
+    let attempts = overview.max_attempts.map_or_else(String::new, |max| format!(" of {max}"));
+    match &overview.subscription.state {
+        State::Error { failure, next_retry: Some(at), .. } => format!(
+            "attempt {}{attempts} in {}: {}",
+            overview.subscription.attempt + 1,
+            duration(at.since(now)),
+            failure.message()
+        ),
+        State::Error { failure, next_retry: None, .. } => {
+            format!("gave up after {} attempts: {}", overview.subscription.attempt, failure.message())
+        }
+        State::New => "not set up yet".to_owned(),
+        State::Active | State::Booting if overview.lag > 0 && !overview.has_worker => {
+            "no worker runs it".to_owned()
+        }
+        _ => String::new(),
+    }
+}
+
+async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(), Exit> {
+    let overviews = app.engine.status(criteria).await?;
+    let now = app.store.clock().now().await?;
+    let rows: Vec<Row> = overviews.iter().map(|overview| Row::new(overview, now)).collect();
+    let header = ["ID", "GROUP", "STATUS", "POSITION", "LAG", "NOTE"];
+    list(global.output, global.no_header, "herald.sub.list/1", &header, &rows, |row| {
+        vec![
+            row.id.clone(),
+            row.group.clone(),
+            row.status.to_string(),
+            row.position.clone().unwrap_or_else(|| "-".to_owned()),
+            row.lag_text(),
+            row.note.clone(),
+        ]
+    })?;
+    let in_error: Vec<&Row> = rows.iter().filter(|row| row.status == Status::Error).collect();
+    if let Some(first) = in_error.first() {
+        eprintln!("{} in error. See why: herald sub show {}", in_error.len(), first.id);
+    }
+    Ok(())
+}
+
+/// Says what became of each, and ends with the code of the worst.
+fn told(global: &Global, verb: &str, report: &Report, if_none: &str) -> Result<(), Exit> {
+    #[derive(Serialize)]
+    struct Told<'a> {
+        id: &'a str,
+        outcome: String,
+        done: bool,
+    }
+    let told: Vec<Told<'_>> = report
+        .iter()
+        .map(|(id, outcome)| Told { id, outcome: outcome_text(outcome), done: code_of(outcome).is_none() })
+        .collect();
+    if global.output.is_json() {
+        json(&format!("herald.sub.{verb}/1"), &told)?;
+    } else {
+        for told in &told {
+            line(&format!("{}: {}", told.id, told.outcome));
+        }
+        if told.is_empty() {
+            eprintln!("{if_none}");
+        }
+    }
+    let undone: Vec<&str> = told.iter().filter(|told| !told.done).map(|told| told.id).collect();
+    match report.iter().find_map(|(_, outcome)| code_of(outcome)) {
+        None => Ok(()),
+        Some(code) => Err(Exit::new(code, format!("not done for {}", undone.join(", ")))
+            .with_hint(format!("see `herald sub show {}`", undone.first().unwrap_or(&"ID")))),
+    }
+}
+
+/// An outcome in words.
+pub(crate) fn outcome_text(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Became { from, to } => format!("was {from}, is {to}"),
+        Outcome::Removed { failure: None } => "removed".to_owned(),
+        Outcome::Removed { failure: Some(failure) } => {
+            format!("removed, but its teardown failed: {}", failure.chain.join(": "))
+        }
+        Outcome::CaughtUp { events } => format!("caught up, {events} event(s) handled"),
+        Outcome::LimitReached { events } => format!("limit reached, {events} event(s) handled"),
+        Outcome::Busy => "another worker has it".to_owned(),
+        Outcome::Waiting { why } => format!("waiting: {why}"),
+        Outcome::Refused { why } => why.clone(),
+        Outcome::Failed { failure } => {
+            let at = failure.event.as_ref().map_or_else(String::new, |event| {
+                format!(" at position {} ({})", event.position, event.event_type)
+            });
+            format!("failed{at}: {}", failure.chain.join(": "))
+        }
+    }
+}
+
+/// Removing drops tables: on a terminal it is asked for, elsewhere it needs a flag.
+async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Result<(), Exit> {
+    let overviews = app.engine.status(criteria).await?;
+    if global.yes || overviews.is_empty() {
+        return Ok(());
+    }
+    let mut consequences = Vec::new();
+    for overview in &overviews {
+        for table in &overview.subscription.clean_up {
+            let rows = app.engine.rows_of(table).await?;
+            consequences.push(format!(
+                "drops table {table}{}",
+                rows.map_or_else(String::new, |n| format!(" with {n} rows"))
+            ));
+        }
+        if overview.subscription.run_mode == subscription_engine::RunMode::FromNow {
+            let id = &overview.subscription.id;
+            consequences.push(format!("events until the next set-up of {id} will not be delivered to it"));
+        }
+    }
+    let ids: Vec<&str> = overviews.iter().map(|overview| overview.subscription.id.as_str()).collect();
+    let what = format!("removing {} {}", ids.join(", "), consequences.join("; "));
+    let input = std::io::stdin();
+    if !input.is_terminal() {
+        return Err(Exit::new(Code::Usage, format!("{what}, and needs confirmation")).with_hint("add --yes"));
+    }
+    eprint!("{what}. Continue? [y/N] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    input.lock().read_line(&mut answer)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Exit::new(Code::Usage, "not confirmed; nothing was removed")),
+    }
+}

@@ -1,0 +1,135 @@
+//! Where the database is and who asks: flags first, then the environment, then what suits most.
+
+use std::path::PathBuf;
+
+use store::{Options, Secret};
+
+use crate::cli::Global;
+use crate::exit::{Code, Exit};
+
+/// The environment variable that names the database.
+pub(crate) const DATABASE: &str = "HERALD_DATABASE";
+const PASSWORD_FILE: &str = "HERALD_DATABASE__PASSWORD_FILE";
+
+/// What a command needs to reach its database.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) url: String,
+    pub(crate) options: Options,
+    pub(crate) test_mode: bool,
+    /// Who asks, for the history.
+    pub(crate) who: String,
+}
+
+impl Config {
+    pub(crate) fn load(global: &Global) -> Result<Self, Exit> {
+        let url = match (&global.database, environment(DATABASE)) {
+            (Some(url), _) if has_password(url) => {
+                return Err(Exit::new(
+                    Code::Usage,
+                    "a password on the command line can be read by everybody here",
+                )
+                .with_hint(format!("put it into the file that {PASSWORD_FILE} names, or into PGPASSFILE")));
+            }
+            (Some(url), _) => checked(url, Code::Usage)?,
+            (None, Some(url)) => checked(&url, Code::Configuration)?,
+            (None, None) => format!("sqlite:{}", default_file().display()),
+        };
+        let mut options = Options::default();
+        if let Some(file) = environment(PASSWORD_FILE) {
+            let text = std::fs::read_to_string(&file).map_err(|error| {
+                Exit::new(
+                    Code::Configuration,
+                    format!("could not read {file}, which {PASSWORD_FILE} names: {error}"),
+                )
+            })?;
+            options.password = Some(Secret::new(text.trim_end_matches(['\r', '\n'])));
+        }
+        Ok(Self { url, options, test_mode: global.test_mode, who: user() })
+    }
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The user who runs this, for the history.
+fn user() -> String {
+    use std::os::unix::fs::MetadataExt;
+
+    let by_id = || {
+        let id = std::fs::metadata("/proc/self").ok()?.uid().to_string();
+        let users = std::fs::read_to_string("/etc/passwd").ok()?;
+        let name = users.lines().find_map(|user| {
+            let mut fields = user.split(':');
+            let name = fields.next()?;
+            (fields.nth(1) == Some(&id)).then(|| name.to_owned())
+        });
+        Some(name.unwrap_or(id))
+    };
+    environment("SUDO_USER")
+        .or_else(by_id)
+        .or_else(|| environment("USER"))
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn checked(url: &str, code: Code) -> Result<String, Exit> {
+    let is_known = ["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+    if is_known {
+        return Ok(url.to_owned());
+    }
+    let shown = url.split('@').next_back().unwrap_or_default();
+    Err(Exit::new(code, format!("{shown:?} is no database URL"))
+        .with_hint("write sqlite:FILE or postgres://USER@HOST/DATABASE"))
+}
+
+fn has_password(url: &str) -> bool {
+    let Some((_, rest)) = url.split_once("://") else { return false };
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let in_user = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
+    in_user
+        || rest.split_once('?').is_some_and(|(_, query)| {
+            query.split('&').any(|pair| pair.to_lowercase().starts_with("password="))
+        })
+}
+
+/// `herald.db` in the state folder: of the service, else of the user.
+fn default_file() -> PathBuf {
+    let folder = environment("STATE_DIRECTORY")
+        .map(PathBuf::from)
+        .or_else(|| environment("XDG_STATE_HOME").map(|folder| PathBuf::from(folder).join("herald")))
+        .or_else(|| environment("HOME").map(|folder| PathBuf::from(folder).join(".local/state/herald")))
+        .unwrap_or_else(|| PathBuf::from("."));
+    folder.join("herald.db")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c03_passwords_in_flags_are_seen() {
+        for url in [
+            "postgres://u:p@h/d",
+            "postgresql://u:@h",
+            "postgres://h/d?password=x",
+            "postgres://h/d?a=b&PASSWORD=x",
+        ] {
+            assert!(has_password(url), "{url}");
+        }
+        for url in [
+            "postgres://u@h:5432/d",
+            "postgres://h/d?options=-csearch_path%3Dx",
+            "sqlite:a:b",
+            "postgres://h",
+        ] {
+            assert!(!has_password(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_url_is_refused_without_its_password() {
+        let exit = checked("mysql://u:secret@h/d", Code::Usage).unwrap_err();
+        assert!(!exit.to_string().contains("secret"));
+    }
+}

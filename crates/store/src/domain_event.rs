@@ -1,0 +1,45 @@
+//! Typed events: a type of yours on one side, a type name and JSON in the log on the other.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::event::{Event, NewEvent, Position};
+use crate::json::{InvalidJson, Json};
+
+/// Marks a type as a domain event. Implement it on immutable types that say what happened.
+pub trait DomainEvent: Serialize + DeserializeOwned {
+    /// Its name in the log, such as `Acme.Notifications:UserWasNotified`. Never derived from a Rust path:
+    /// the name outlives every refactoring.
+    const TYPE: &'static str;
+}
+
+/// The payload of an event is not what its type says.
+#[derive(Debug, thiserror::Error)]
+#[error("the payload of position {position} is no {expected}")]
+pub struct UndecodableEvent {
+    /// Where the event stands.
+    pub position: Position,
+    /// The type it should have been.
+    pub expected: &'static str,
+    /// What is wrong.
+    #[source]
+    pub source: serde_json::Error,
+}
+
+impl Event {
+    /// Reads the payload, if the event is of this type; none if it is of another one.
+    pub fn decode<E: DomainEvent>(&self) -> Option<Result<E, UndecodableEvent>> {
+        (self.event_type == E::TYPE).then(|| {
+            let undecodable =
+                |source| UndecodableEvent { position: self.position, expected: E::TYPE, source };
+            self.payload.to().map_err(undecodable)
+        })
+    }
+}
+
+impl NewEvent {
+    /// A new event that says this.
+    pub fn of<E: DomainEvent>(event: &E) -> Result<Self, InvalidJson> {
+        Ok(Self::new(E::TYPE, Json::of(event)?))
+    }
+}

@@ -1,0 +1,102 @@
+//! Moving the manual clock of a log in test mode, and waiting until everything has caught up with it.
+
+use std::time::Duration;
+
+use store::{ClockError, Timestamp};
+use tokio::time::Instant;
+
+use crate::engine::{Criteria, Engine, EngineError};
+use crate::subscription::State;
+
+/// How long a look at whether everything has caught up is apart from the next.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Why the clock could not be moved, or not waited for.
+#[derive(Debug, thiserror::Error)]
+pub enum ClockAdvanceError {
+    /// It could not be set.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    /// The engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Something did not catch up in time.
+    #[error("the time is {now}, but {lagging} did not catch up within {}", humantime::format_duration(*.waited))]
+    TimedOut {
+        /// The time that the clock shows.
+        now: Timestamp,
+        /// Who did not.
+        lagging: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+}
+
+impl Engine {
+    /// Sets the manual clock, stopping at every instant at which something is due on the way, and returns
+    /// when nothing lags and nothing is due. Where a worker runs it does the work; else it is done here.
+    pub async fn set_clock(&self, target: Timestamp, patience: Duration) -> Result<(), ClockAdvanceError> {
+        let start = Instant::now();
+        if !self.clock().is_manual() {
+            return Err(ClockError::NotInTestMode.into());
+        }
+        loop {
+            self.settle(start, patience).await?;
+            let now = self.clock().now().await.map_err(EngineError::from)?;
+            match self.next_due(now).await?.filter(|due| *due < target) {
+                Some(due) => self.clock().set(due).await?,
+                None => break,
+            }
+        }
+        self.clock().set(target).await?;
+        self.settle(start, patience).await
+    }
+
+    /// The first instant after now at which something is to be tried again.
+    async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, EngineError> {
+        let subscriptions = self.select(&Criteria::all()).await?;
+        let due = subscriptions.iter().filter_map(|subscription| match subscription.state {
+            State::Error { next_retry, .. } if self.registered(&subscription.id).is_some() => next_retry,
+            _ => None,
+        });
+        Ok(due.filter(|due| *due > now).min())
+    }
+
+    /// Returns when no subscription lags and no retry is due.
+    async fn settle(&self, start: Instant, patience: Duration) -> Result<(), ClockAdvanceError> {
+        let mut wake = self.store().wake();
+        loop {
+            wake.arm();
+            if self.live_workers().await?.iter().all(|worker| worker.program != self.program()) {
+                self.catch_up(&Criteria::all()).await?;
+            }
+            let lagging = self.lagging().await?;
+            if lagging.is_empty() {
+                return Ok(());
+            }
+            if start.elapsed() >= patience {
+                let now = self.clock().now().await.map_err(EngineError::from)?;
+                let lagging = lagging.join(", ");
+                return Err(ClockAdvanceError::TimedOut { now, lagging, waited: patience });
+            }
+            wake.wait(LOOK).await;
+        }
+    }
+
+    /// The subscriptions of this program that have something to do right now.
+    async fn lagging(&self) -> Result<Vec<String>, EngineError> {
+        let head = self.store().head().await?.position;
+        let now = self.clock().now().await?;
+        let mut lagging = self.select(&Criteria::all()).await?;
+        lagging.retain(|subscription| {
+            self.registered(&subscription.id).is_some()
+                && match &subscription.state {
+                    State::New | State::Booting => true,
+                    State::Active => subscription.read_from() < head,
+                    State::Error { next_retry, .. } => next_retry.is_some_and(|at| at <= now),
+                    _ => false,
+                }
+        });
+        Ok(lagging.into_iter().map(|subscription| subscription.id).collect())
+    }
+}

@@ -1,0 +1,307 @@
+//! What a subscriber works with: the transaction, its tables, and the door to everything it brings about.
+//!
+//! The transaction opens when it is first asked for, so that on SQLite reading and folding happen before the
+//! one write lock is taken. What a handler appends is kept until the end and written as the last thing
+//! before the commit; its ids are derived from the cause, so doing the work again changes nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use store::{Append, Event, ExpectedVersion, Json, NewEvent, ReadError, StreamName, TableName, Tx, Version};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::engine::Engine;
+use crate::gate::Passage;
+use crate::records::{self, Claim, RecordError, Session};
+use crate::subscriber::Definition;
+use crate::subscription::Subscription;
+
+/// The namespace of ids that are derived from a cause.
+const DERIVED_IDS: Uuid = Uuid::from_u128(0x6f2c_1d0e_8a54_5b7f_9c33_4e1a_77d2_90b6);
+
+/// Lent to a subscriber for one call.
+#[derive(Debug)]
+pub struct Context<'a> {
+    engine: &'a Engine,
+    definition: &'a Definition,
+    /// The row as it was when this unit was planned; claimed again when the transaction opens.
+    seen: &'a Subscription,
+    tx: Option<Tx>,
+    /// Whose connection that is on the server.
+    session: Option<Session>,
+    /// Held as long as the transaction, where writers exclude each other.
+    passage: Option<Passage>,
+    /// When the transaction opened, for whoever bounds it.
+    opened: Arc<watch::Sender<Option<Instant>>>,
+    appends: Vec<Append>,
+    ordinals: HashMap<(Uuid, StreamName, String), u32>,
+}
+
+/// Why a subscriber could not have what it asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ContextError {
+    /// Somebody else moved or stopped this subscription meanwhile; the unit ends without a trace.
+    #[error("the subscription is claimed or was changed by somebody else")]
+    Busy,
+    /// The definition names no such table.
+    #[error("subscriber {subscriber} has no table {table:?}: name it in its definition")]
+    UnknownTable {
+        /// Whose definition.
+        subscriber: String,
+        /// The table asked for.
+        table: String,
+    },
+    /// The stream is not where the append expects it, counting what this unit has appended already.
+    #[error("stream {stream} cannot be as expected: this unit has appended to it before")]
+    OwnConflict {
+        /// The stream.
+        stream: StreamName,
+    },
+    /// The row of the subscription could not be claimed.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The log could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The database refused.
+    #[error("could not open the transaction")]
+    Database(#[from] sqlx::Error),
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(engine: &'a Engine, definition: &'a Definition, seen: &'a Subscription) -> Self {
+        Self {
+            engine,
+            definition,
+            seen,
+            tx: None,
+            session: None,
+            passage: None,
+            opened: Arc::new(watch::Sender::new(None)),
+            appends: Vec::new(),
+            ordinals: HashMap::new(),
+        }
+    }
+
+    /// A context around a transaction that already holds the claim.
+    pub(crate) fn claimed(
+        engine: &'a Engine,
+        definition: &'a Definition,
+        seen: &'a Subscription,
+        tx: Tx,
+        session: Session,
+    ) -> Self {
+        let context = Self { tx: Some(tx), session: Some(session), ..Self::new(engine, definition, seen) };
+        context.opened.send_replace(Some(Instant::now()));
+        context
+    }
+
+    /// The transaction. It is committed by the engine together with the position, or not at all.
+    pub async fn tx(&mut self) -> Result<&mut Tx, ContextError> {
+        if self.tx.is_none() {
+            let passage = self.engine.gate().pass().await;
+            let mut tx = self.engine.store().begin().await?;
+            self.opened.send_replace(Some(Instant::now()));
+            match records::claim(&mut tx, &self.seen.id).await {
+                Ok(Claim::Held(now, session)) if unchanged(self.seen, &now) => self.session = Some(session),
+                Ok(_) => {
+                    tx.rollback().await;
+                    return Err(ContextError::Busy);
+                }
+                Err(error) => {
+                    tx.rollback().await;
+                    return Err(error.into());
+                }
+            }
+            self.passage = Some(passage);
+            return Ok(self.tx.insert(tx));
+        }
+        self.tx.as_mut().ok_or(ContextError::Busy)
+    }
+
+    /// The name in the database of a table of this subscriber.
+    pub fn table(&self, name: &str) -> Result<TableName, ContextError> {
+        let unknown =
+            || ContextError::UnknownTable { subscriber: self.definition.id.clone(), table: name.to_owned() };
+        let table = self.definition.tables.get(name).ok_or_else(unknown)?;
+        TableName::new(*table).map_err(|_| unknown())
+    }
+
+    /// The door to everything that this event brings about.
+    pub fn because_of<'c>(&'c mut self, event: &'c Event) -> Cause<'c, 'a> {
+        Cause { context: self, event }
+    }
+
+    pub(crate) fn opened(&self) -> watch::Receiver<Option<Instant>> {
+        self.opened.subscribe()
+    }
+
+    /// The transaction and what is to be appended in it; the gate stays passed as long as the context lives.
+    pub(crate) fn take(&mut self) -> (Option<Tx>, Vec<Append>) {
+        (self.tx.take(), std::mem::take(&mut self.appends))
+    }
+
+    /// Undoes what was written.
+    pub(crate) async fn roll_back(mut self) {
+        if let Some(tx) = self.tx.take() {
+            tx.rollback().await;
+        }
+    }
+
+    /// Undoes what was written by work that was cut short: its connection may be in the middle of a statement,
+    /// so it is closed, and the server does not finish the statement either.
+    pub(crate) async fn abandon(&mut self) {
+        if let (Some(tx), Some(session)) = (self.tx.take(), self.session) {
+            records::end_session(self.engine.store().database(), session).await;
+            drop(tx);
+        }
+    }
+}
+
+/// The row still says what this unit was planned on.
+pub(crate) fn unchanged(seen: &Subscription, now: &Subscription) -> bool {
+    let tries = |of: &Subscription| (of.attempt, of.failing_position);
+    seen.state == now.state && seen.position == now.position && tries(seen) == tries(now)
+}
+
+/// What a handler does because of one event.
+#[derive(Debug)]
+pub struct Cause<'c, 'a> {
+    context: &'c mut Context<'a>,
+    event: &'c Event,
+}
+
+/// An event of a stream as a handler sees it: stored, or appended by this very unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PastEvent {
+    /// Its type.
+    pub event_type: String,
+    /// Its payload.
+    pub payload: Json,
+}
+
+/// A stream as a handler sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedStream {
+    /// Its events, oldest first.
+    pub events: Vec<PastEvent>,
+    /// What to expect of it when appending a decision made on these events.
+    pub expected: ExpectedVersion,
+}
+
+/// A stream is read in pages of this size.
+const STREAM_PAGE: usize = 1_000;
+
+impl Cause<'_, '_> {
+    /// Appends an event when this unit commits.
+    ///
+    /// Its id is derived from the cause, so it is appended once however often this is repeated. It gets the
+    /// cause's id as causation and the cause's correlation.
+    pub fn append(
+        &mut self,
+        stream: &StreamName,
+        expected: ExpectedVersion,
+        event_type: &str,
+        payload: Json,
+    ) -> Result<Uuid, ContextError> {
+        let key = (self.event.id, stream.clone(), event_type.to_owned());
+        let ordinal = self.context.ordinals.entry(key).or_insert(0);
+        let name =
+            format!("{}\n{}\n{stream}\n{event_type}\n{ordinal}", self.event.id, self.context.definition.id);
+        *ordinal += 1;
+        let id = Uuid::new_v5(&DERIVED_IDS, name.as_bytes());
+        let event = NewEvent {
+            id,
+            id_is_derived: true,
+            correlation_id: self.event.correlation_id.clone(),
+            causation_id: Some(self.event.id),
+            ..NewEvent::new(event_type, payload)
+        };
+        match self.context.appends.iter_mut().find(|append| append.stream == *stream) {
+            None => {
+                self.context.appends.push(Append { stream: stream.clone(), expected, events: vec![event] });
+            }
+            Some(append) => {
+                append.expected = joined(append, expected)
+                    .ok_or_else(|| ContextError::OwnConflict { stream: stream.clone() })?;
+                append.events.push(event);
+            }
+        }
+        Ok(id)
+    }
+
+    /// Reads a stream to decide on, with what this unit has appended to it so far. It may grow before this unit
+    /// commits; then the expected version tells, and the unit is repeated.
+    pub async fn load(&mut self, stream: &StreamName) -> Result<LoadedStream, ContextError> {
+        let store = self.context.engine.store();
+        let mut events = Vec::new();
+        let mut next = 0;
+        loop {
+            // Reading does not take SQLite's write lock: the transaction is used only if it is open.
+            let page = match &mut self.context.tx {
+                Some(tx) => store.read_stream_in(tx, stream, next, STREAM_PAGE).await?,
+                None => store.read_stream(stream, next, STREAM_PAGE).await?,
+            };
+            let is_last = page.len() < STREAM_PAGE;
+            next = page.last().map_or(next, |event| event.version.0 + 1);
+            events.extend(page.into_iter().map(|event| (event.event_type, event.payload)));
+            if is_last {
+                break;
+            }
+        }
+        let own = self.context.appends.iter().filter(|append| append.stream == *stream);
+        events.extend(
+            own.flat_map(|append| &append.events).map(|new| (new.event_type.clone(), new.payload.clone())),
+        );
+        let expected = match i64::try_from(events.len()) {
+            Ok(count) if count > 0 => ExpectedVersion::Exactly(Version(count - 1)),
+            _ => ExpectedVersion::NoStream,
+        };
+        let events =
+            events.into_iter().map(|(event_type, payload)| PastEvent { event_type, payload }).collect();
+        Ok(LoadedStream { events, expected })
+    }
+}
+
+/// What to expect of a stream at the commit, if the events planned for it so far are followed by some that
+/// expect this; none if both cannot be true.
+fn joined(planned: &Append, expected: ExpectedVersion) -> Option<ExpectedVersion> {
+    use ExpectedVersion::{Any, Exactly, NoStream, StreamExists};
+    let count = i64::try_from(planned.events.len()).ok()?;
+    match (planned.expected, expected) {
+        (first, Any | StreamExists) => Some(first),
+        (_, NoStream) => None,
+        (Exactly(before), Exactly(version)) => (before.0 + count == version.0).then_some(planned.expected),
+        (NoStream, Exactly(version)) => (count - 1 == version.0).then_some(NoStream),
+        (Any | StreamExists, Exactly(version)) if version.0 >= count => {
+            Some(Exactly(Version(version.0 - count)))
+        }
+        (Any, Exactly(version)) => (version.0 == count - 1).then_some(NoStream),
+        (StreamExists, Exactly(_)) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e22_expectations_of_one_unit_on_one_stream_are_joined() {
+        use ExpectedVersion::{Any, Exactly, NoStream};
+        let planned = |expected| Append {
+            stream: StreamName::new("s").unwrap(),
+            expected,
+            events: vec![NewEvent::new("T", Json::empty_object()); 2],
+        };
+        let exactly = |version| Exactly(Version(version));
+        assert_eq!(joined(&planned(exactly(4)), exactly(6)), Some(exactly(4)));
+        assert_eq!(joined(&planned(exactly(4)), exactly(5)), None);
+        assert_eq!(joined(&planned(NoStream), exactly(1)), Some(NoStream));
+        assert_eq!(joined(&planned(Any), exactly(6)), Some(exactly(4)));
+        assert_eq!(joined(&planned(Any), exactly(1)), Some(NoStream));
+        assert_eq!(joined(&planned(Any), NoStream), None);
+        assert_eq!(joined(&planned(exactly(0)), Any), Some(exactly(0)));
+    }
+}

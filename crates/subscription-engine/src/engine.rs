@@ -1,0 +1,403 @@
+//! The engine: a program's subscribers on a log, and what an operator may ask of them.
+//!
+//! Operations take criteria and say for each subscription what became of it. "Nothing to do" and "busy
+//! elsewhere" are never the same answer. Asking for the status never writes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use store::{Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
+
+use crate::gate::Gate;
+use crate::records::{self, HistoryLine, RecordError, WorkerRow};
+use crate::subscriber::{Definition, Registered, Registry};
+use crate::subscription::{Failure, Impossible, State, Status, Subscription};
+use crate::unit::IN_UNIT;
+
+/// A worker that showed no progress for this long is taken as gone.
+pub const WORKER_SILENCE: Duration = Duration::from_secs(30);
+
+/// The engine. Clones are handles to the same one.
+#[derive(Clone, Debug)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    store: Store,
+    registry: Registry,
+    program: String,
+    who: String,
+    settings: Settings,
+    gate: Gate,
+    faults: Option<Arc<dyn Faults>>,
+}
+
+/// Numbers that an engine works by.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Events in one unit, at most.
+    pub unit_events: usize,
+    /// How long a subscriber may take for one unit.
+    pub time_limit: Duration,
+    /// How long it may hold the write lock of an SQLite file.
+    pub write_limit: Duration,
+    /// How often a worker looks for events that it was not told of.
+    pub poll: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            unit_events: 1_000,
+            time_limit: Duration::from_secs(30),
+            write_limit: Duration::from_secs(1),
+            poll: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A moment in a unit at which a test may have the process seem to die (E-70).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultPoint {
+    /// Everything is written, nothing is committed.
+    BeforeCommit,
+    /// The commit was asked for; its answer never comes.
+    InsideCommit,
+    /// The commit is done; nobody has heard of it.
+    AfterCommit,
+}
+
+/// Decides where a unit is cut off, for tests of subscribers.
+pub trait Faults: Send + Sync {
+    /// Whether the unit of this subscription is cut off here.
+    fn strikes(&self, point: FaultPoint, subscription: &str) -> bool;
+}
+
+/// Which subscriptions: those with one of the ids and in one of the groups. A list that is not given does
+/// not restrict; an empty one matches nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Criteria {
+    /// One of these ids.
+    pub ids: Option<Vec<String>>,
+    /// In one of these groups.
+    pub groups: Option<Vec<String>>,
+}
+
+impl Criteria {
+    /// Every subscription.
+    pub fn all() -> Self {
+        Self::default()
+    }
+
+    /// This one subscription.
+    pub fn id(id: impl Into<String>) -> Self {
+        Self { ids: Some(vec![id.into()]), groups: None }
+    }
+
+    pub(crate) fn matches(&self, id: &str, group: &str) -> bool {
+        let ids = self.ids.as_ref().is_none_or(|ids| ids.iter().any(|wanted| wanted == id));
+        ids && self.groups.as_ref().is_none_or(|groups| groups.iter().any(|wanted| wanted == group))
+    }
+}
+
+/// What an operation did with one subscription.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its status changed.
+    Became {
+        /// What it was.
+        from: Status,
+        /// What it is.
+        to: Status,
+    },
+    /// It was removed; the failure is of its teardown, which did not keep it.
+    Removed {
+        /// What went wrong when it was torn down.
+        failure: Option<Failure>,
+    },
+    /// It handled so many events and stands at the head.
+    CaughtUp {
+        /// How many.
+        events: u64,
+    },
+    /// It handled so many events; the limit was reached, the head may not be.
+    LimitReached {
+        /// How many.
+        events: u64,
+    },
+    /// Another worker has it.
+    Busy,
+    /// Something passing is in the way.
+    Waiting {
+        /// What.
+        why: String,
+    },
+    /// It cannot be done, and nothing was.
+    Refused {
+        /// Why not.
+        why: String,
+    },
+    /// It failed.
+    Failed {
+        /// How.
+        failure: Failure,
+    },
+}
+
+/// What an operation did, by subscription id.
+pub type Report = Vec<(String, Outcome)>;
+
+/// Why an operation could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// A subscriber tried to run the engine that runs it.
+    #[error("the engine cannot be run from inside a subscriber")]
+    InsideUnit,
+    /// A row of the engine.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The log.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// A change that the state does not allow.
+    #[error(transparent)]
+    Impossible(#[from] Impossible),
+    /// The database refused.
+    #[error("the database refused")]
+    Database(#[from] sqlx::Error),
+    /// A test had the process seem to die.
+    #[error("cut off by a test: {0:?}")]
+    Injected(FaultPoint),
+}
+
+/// A subscription as an operator sees it.
+#[derive(Clone, Debug)]
+pub struct Overview {
+    /// Its row; for a subscriber that was not discovered yet, the row it would get.
+    pub subscription: Subscription,
+    /// Events between its position and the head; an upper bound, since not all of them need be its own.
+    pub lag: i64,
+    /// When the next event that it has not handled was recorded.
+    pub waiting_since: Option<Timestamp>,
+    /// How often it is tried again at most, if the program knows its subscriber.
+    pub max_attempts: Option<u32>,
+    /// Whether a live worker lists it.
+    pub has_worker: bool,
+}
+
+impl Engine {
+    /// An engine for the subscribers of `program`. Rows are this program's only if they carry its name.
+    pub fn new(store: Store, registry: Registry, program: impl Into<String>) -> Self {
+        let gate = Gate::new(store.database().kind() == DatabaseKind::Sqlite);
+        let who = "engine".to_owned();
+        let (program, settings) = (program.into(), Settings::default());
+        Self(Arc::new(Inner { store, registry, program, who, settings, gate, faults: None }))
+    }
+
+    /// With these numbers.
+    #[must_use]
+    pub fn with_settings(self, settings: Settings) -> Self {
+        self.rebuilt(|inner| Inner { settings, ..inner })
+    }
+
+    /// With this name in the history of what is done.
+    #[must_use]
+    pub fn on_behalf_of(self, who: impl Into<String>) -> Self {
+        let who = who.into();
+        self.rebuilt(|inner| Inner { who, ..inner })
+    }
+
+    /// With units cut off where a test says so.
+    #[must_use]
+    pub fn with_faults(self, faults: Arc<dyn Faults>) -> Self {
+        self.rebuilt(|inner| Inner { faults: Some(faults), ..inner })
+    }
+
+    fn rebuilt(self, change: impl FnOnce(Inner) -> Inner) -> Self {
+        let old = &self.0;
+        let gate = Gate::new(old.store.database().kind() == DatabaseKind::Sqlite);
+        Self(Arc::new(change(Inner {
+            store: old.store.clone(),
+            registry: old.registry.clone(),
+            program: old.program.clone(),
+            who: old.who.clone(),
+            settings: old.settings,
+            gate,
+            faults: old.faults.clone(),
+        })))
+    }
+
+    /// The log it works on.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// The log's clock.
+    pub fn clock(&self) -> &Clock {
+        self.0.store.clock()
+    }
+
+    /// The subscribers it knows.
+    pub fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// The numbers it works by.
+    pub fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(crate) fn program(&self) -> &str {
+        &self.0.program
+    }
+
+    pub(crate) fn who(&self) -> &str {
+        &self.0.who
+    }
+
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.0.gate
+    }
+
+    pub(crate) fn registered(&self, id: &str) -> Option<&Registered> {
+        self.0.registry.get(id)
+    }
+
+    /// Whether two units can be under way at once, so that each must claim its row before it begins.
+    pub(crate) fn has_row_locks(&self) -> bool {
+        self.store().database().kind() == DatabaseKind::Postgres
+    }
+
+    pub(crate) fn strikes(&self, point: FaultPoint, subscription: &str) -> bool {
+        self.0.faults.as_ref().is_some_and(|faults| faults.strikes(point, subscription))
+    }
+
+    pub(crate) fn strike(&self, point: FaultPoint, subscription: &str) -> Result<(), EngineError> {
+        if self.strikes(point, subscription) { Err(EngineError::Injected(point)) } else { Ok(()) }
+    }
+
+    /// Adds a row for every subscriber that has none; says how many.
+    pub async fn discover(&self) -> Result<usize, EngineError> {
+        refuse_inside_unit()?;
+        let known = records::load_all(self.store().database()).await?;
+        let unknown: Vec<&Definition> = self
+            .registry()
+            .definitions()
+            .filter(|definition| known.iter().all(|subscription| subscription.id != definition.id))
+            .collect();
+        if unknown.is_empty() {
+            return Ok(0);
+        }
+        let now = self.clock().now().await?;
+        let mut added = 0;
+        let mut tx = self.store().begin().await?;
+        for definition in unknown {
+            let subscription = self.undiscovered(definition, now);
+            added += usize::from(records::insert(&mut tx, &subscription, self.who()).await?);
+        }
+        tx.commit().await?;
+        Ok(added)
+    }
+
+    /// The row that a subscriber gets when it is discovered.
+    fn undiscovered(&self, definition: &Definition, now: Timestamp) -> Subscription {
+        Subscription {
+            id: definition.id.clone(),
+            program: self.program().to_owned(),
+            group: definition.group.clone(),
+            run_mode: definition.run_mode,
+            state: State::New,
+            position: None,
+            attempt: 0,
+            failing_position: None,
+            clean_up: definition.table_names().unwrap_or_default(),
+            created_at: now,
+            changed_at: now,
+        }
+    }
+
+    /// The subscriptions that meet the criteria, by id. Writes nothing: what was not discovered yet is shown
+    /// as it would be.
+    pub async fn status(&self, criteria: &Criteria) -> Result<Vec<Overview>, EngineError> {
+        let database = self.store().database();
+        let mut subscriptions = records::load_all(database).await?;
+        let now = self.clock().now().await?;
+        for definition in self.registry().definitions() {
+            if subscriptions.iter().all(|subscription| subscription.id != definition.id) {
+                subscriptions.push(self.undiscovered(definition, now));
+            }
+        }
+        subscriptions.sort_by(|a, b| a.id.cmp(&b.id));
+        subscriptions.retain(|subscription| criteria.matches(&subscription.id, &subscription.group));
+        let head = self.store().head().await?.position;
+        let workers = self.live_workers().await?;
+        let mut overviews = Vec::with_capacity(subscriptions.len());
+        for subscription in subscriptions {
+            let lag = self.lag(&subscription, head);
+            let waiting_since = if lag > 0 { self.next_recorded(&subscription).await? } else { None };
+            let registered = self.registered(&subscription.id);
+            let max_attempts = registered.map(|registered| registered.definition.retry.max_attempts());
+            let has_worker = workers.iter().any(|worker| worker.subscriber_ids.contains(&subscription.id));
+            overviews.push(Overview { lag, waiting_since, max_attempts, has_worker, subscription });
+        }
+        Ok(overviews)
+    }
+
+    /// Events up to the head that a subscription has not moved past; none for one that is done or not begun
+    /// from now.
+    fn lag(&self, subscription: &Subscription, head: Position) -> i64 {
+        match subscription.state {
+            State::Finished => 0,
+            _ => (head.0 - subscription.read_from().0).max(0),
+        }
+    }
+
+    async fn next_recorded(&self, subscription: &Subscription) -> Result<Option<Timestamp>, EngineError> {
+        let page = self.store().read(&store::Filter::all(), subscription.read_from(), 1).await?;
+        Ok(page.events.first().map(|event| event.recorded_at))
+    }
+
+    /// How many rows a table has; none if it is not there.
+    pub async fn rows_of(&self, table: &TableName) -> Result<Option<i64>, EngineError> {
+        let sql = Sql::named("SELECT COUNT(*) FROM {t}", table);
+        match self.store().database().fetch_optional::<(i64,)>(sql, ()).await {
+            Ok(row) => Ok(row.map(|row| row.0)),
+            Err(sqlx::Error::Database(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The last lines of a subscription's history, oldest first.
+    pub async fn history(&self, id: &str, limit: i64) -> Result<Vec<HistoryLine>, EngineError> {
+        Ok(records::history(self.store().database(), id, limit).await?)
+    }
+
+    /// The workers of every program that showed progress lately.
+    pub async fn live_workers(&self) -> Result<Vec<WorkerRow>, EngineError> {
+        let mut workers = records::workers(self.store().database()).await?;
+        workers.retain(|worker| worker.last_progress_ago < WORKER_SILENCE);
+        Ok(workers)
+    }
+
+    /// The discovered subscriptions that meet the criteria, by id.
+    pub(crate) async fn select(&self, criteria: &Criteria) -> Result<Vec<Subscription>, EngineError> {
+        refuse_inside_unit()?;
+        self.discover().await?;
+        let mut subscriptions = records::load_all(self.store().database()).await?;
+        subscriptions.retain(|subscription| criteria.matches(&subscription.id, &subscription.group));
+        Ok(subscriptions)
+    }
+}
+
+fn refuse_inside_unit() -> Result<(), EngineError> {
+    if IN_UNIT.try_with(|()| ()).is_ok() { Err(EngineError::InsideUnit) } else { Ok(()) }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("program", &self.program)
+            .field("registry", &self.registry)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,387 @@
+//! The operations that move subscriptions on: boot, run, catch up, replay; and the one step they are made of.
+
+use std::time::Duration;
+
+use store::{Position, Timestamp};
+use tokio::time::Instant;
+
+use crate::context::unchanged;
+use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
+use crate::lifecycle::{Hook, no_code, not_held};
+use crate::records::{self, Claim};
+use crate::subscriber::{Kind, RunMode};
+use crate::subscription::{Failure, Resume, State, Status, Subscription, Transition, next};
+use crate::unit::{self, Unit};
+
+/// Positions that were only looked at are saved after this time at the latest …
+const SAVE_AFTER: Duration = Duration::from_secs(1);
+/// … or after this many.
+const SAVE_EVENTS: i64 = 10_000;
+/// How often `catch_up` goes round before it says that the subscribers keep each other busy for ever.
+const MAX_ROUNDS: usize = 10_000;
+
+/// What a step came to.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// It handled so many events; look again at once.
+    Moved(usize),
+    /// Its state changed; look again at once.
+    Changed,
+    /// It has nothing to do, until then or until something happens.
+    Idle(Option<Timestamp>),
+    /// Another worker has it.
+    Busy,
+    /// Something passing is in the way.
+    Stalled(String),
+}
+
+/// How far a subscription has looked beyond its stored position: events that it does not want move it only
+/// now and then. A fact about the log, not about the row: whoever starts the subscription over reads anew.
+#[derive(Debug)]
+pub(crate) struct Cursor {
+    /// It wants nothing after this position …
+    from: Position,
+    /// … and up to this one.
+    to: Position,
+    /// Since when there is something to write down.
+    since: Option<Instant>,
+}
+
+impl Cursor {
+    pub(crate) fn new() -> Self {
+        Self { from: Position::START, to: Position::START, since: None }
+    }
+
+    /// Where to read on.
+    fn read_from(&self, seen: &Subscription) -> Position {
+        let stands = seen.read_from();
+        if (self.from..=self.to).contains(&stands) { self.to } else { stands }
+    }
+
+    /// Notes how far was looked; says whether it is time to write that down.
+    fn note(&mut self, seen: &Subscription, scanned: Position, now: bool) -> bool {
+        let stands = seen.read_from();
+        if !(self.from..=self.to).contains(&stands) {
+            self.from = stands;
+        }
+        self.to = scanned;
+        if scanned <= stands {
+            self.since = None;
+            return false;
+        }
+        let since = *self.since.get_or_insert_with(Instant::now);
+        now || since.elapsed() >= SAVE_AFTER || scanned.0 - stands.0 >= SAVE_EVENTS
+    }
+
+    /// Everything up to here is stored.
+    fn stored(&mut self, to: Position) {
+        *self = Self { from: to, to, since: None };
+    }
+}
+
+impl Engine {
+    /// Moves what is Booting towards the head and makes it Active (or Finished) there. `limit` bounds the
+    /// events that each of them handles.
+    pub async fn boot(&self, criteria: &Criteria, limit: Option<u64>) -> Result<Report, EngineError> {
+        self.move_each(criteria, Resume::Booting, limit).await
+    }
+
+    /// Moves what is Active to the head. Subscriptions of this program whose subscriber is gone are detached.
+    pub async fn run(&self, criteria: &Criteria, limit: Option<u64>) -> Result<Report, EngineError> {
+        let mut report = self.detach(criteria).await?;
+        report.extend(self.move_each(criteria, Resume::Active, limit).await?);
+        Ok(report)
+    }
+
+    /// Sets up, boots and runs until nothing moves any more, so that events appended by subscribers are
+    /// handled as well.
+    pub async fn catch_up(&self, criteria: &Criteria) -> Result<Report, EngineError> {
+        for _ in 0..MAX_ROUNDS {
+            let before = self.store().head().await?.position;
+            let mut report = self.set_up(criteria, false).await?;
+            let set_up =
+                report.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Became { .. })).count();
+            report.retain(|(_, outcome)| !matches!(outcome, Outcome::Became { .. }));
+            report.extend(self.boot(criteria, None).await?);
+            report.extend(self.run(criteria, None).await?);
+            let moved = |outcome: &Outcome| matches!(outcome, Outcome::CaughtUp { events } if *events > 0);
+            let idle = set_up == 0 && !report.iter().any(|(_, outcome)| moved(outcome));
+            if idle && self.store().head().await?.position == before {
+                return Ok(report);
+            }
+        }
+        Ok(vec![(
+            "*".to_owned(),
+            Outcome::Waiting {
+                why: format!("still moving after {MAX_ROUNDS} rounds: do subscribers feed each other?"),
+            },
+        )])
+    }
+
+    async fn move_each(
+        &self,
+        criteria: &Criteria,
+        status: Resume,
+        limit: Option<u64>,
+    ) -> Result<Report, EngineError> {
+        let mut report = Report::new();
+        for subscription in self.select(criteria).await? {
+            let in_work = match &subscription.state {
+                State::Booting => status == Resume::Booting,
+                State::Active => status == Resume::Active,
+                State::Error { resume, next_retry: Some(_), .. } => *resume == status,
+                _ => false,
+            };
+            if in_work && let Some(outcome) = self.move_one(&subscription.id, status, limit).await? {
+                report.push((subscription.id, outcome));
+            }
+        }
+        Ok(report)
+    }
+
+    /// Moves one subscription until it has nothing more to do in this status; none if it never was in it.
+    async fn move_one(
+        &self,
+        id: &str,
+        status: Resume,
+        limit: Option<u64>,
+    ) -> Result<Option<Outcome>, EngineError> {
+        let mut cursor = Cursor::new();
+        let mut events = 0;
+        let mut worked = false;
+        loop {
+            let Some(seen) = records::load(self.store().database(), id).await? else { return Ok(None) };
+            let seen = self.retried_if_due(seen, status).await?;
+            let in_status = matches!(
+                (&seen.state, status),
+                (State::Booting, Resume::Booting) | (State::Active, Resume::Active)
+            );
+            if !in_status {
+                return Ok(match seen.state {
+                    State::Error { failure, .. } if worked => Some(Outcome::Failed { failure }),
+                    _ if worked => Some(Outcome::CaughtUp { events }),
+                    _ => None,
+                });
+            }
+            if self.registered(id).is_none() {
+                return Ok(Some(no_code(&seen)));
+            }
+            let room = limit.map_or(u64::MAX, |limit| limit - events);
+            if room == 0 {
+                return Ok(Some(Outcome::LimitReached { events }));
+            }
+            worked = true;
+            match self.step_of(&seen, &mut cursor, true, usize::try_from(room).unwrap_or(usize::MAX)).await? {
+                Step::Moved(count) => events += u64::try_from(count).unwrap_or(0),
+                Step::Changed => {}
+                Step::Idle(_) => return Ok(Some(Outcome::CaughtUp { events })),
+                Step::Busy => return Ok(Some(Outcome::Busy)),
+                Step::Stalled(why) => return Ok(Some(Outcome::Waiting { why })),
+            }
+        }
+    }
+
+    /// The next thing to do for a subscription, whatever its state: set up, catch up, follow, try again.
+    pub(crate) async fn step(
+        &self,
+        id: &str,
+        cursor: &mut Cursor,
+        save_now: bool,
+    ) -> Result<Step, EngineError> {
+        let Some(seen) = records::load(self.store().database(), id).await? else {
+            return Ok(Step::Idle(None));
+        };
+        match &seen.state {
+            State::New => Ok(match self.set_up_one(&seen, false).await? {
+                Outcome::Became { .. } | Outcome::Failed { .. } => Step::Changed,
+                Outcome::Waiting { why } => Step::Stalled(why),
+                Outcome::Busy => Step::Busy,
+                _ => Step::Idle(None),
+            }),
+            State::Error { next_retry: Some(at), resume, .. } => {
+                if *at > self.clock().now().await? {
+                    return Ok(Step::Idle(Some(*at)));
+                }
+                let retried = self.retried_if_due(seen.clone(), *resume).await?;
+                // Due, but somebody else has it: no reason to ask again at once.
+                Ok(if retried.state == seen.state { Step::Busy } else { Step::Changed })
+            }
+            State::Booting | State::Active => self.step_of(&seen, cursor, save_now, usize::MAX).await,
+            _ => Ok(Step::Idle(None)),
+        }
+    }
+
+    /// One unit of a subscription that is Booting or Active, and what follows when it is at the head.
+    async fn step_of(
+        &self,
+        seen: &Subscription,
+        cursor: &mut Cursor,
+        save_now: bool,
+        limit: usize,
+    ) -> Result<Step, EngineError> {
+        let Some(registered) = self.registered(&seen.id) else { return Ok(Step::Idle(None)) };
+        let limit = limit.min(self.settings().unit_events);
+        match unit::run(self, registered, seen, cursor.read_from(seen), limit).await? {
+            Unit::Moved { events, to } => {
+                cursor.stored(to);
+                Ok(Step::Moved(events))
+            }
+            Unit::Busy => Ok(Step::Busy),
+            Unit::Stalled { why } => Ok(Step::Stalled(why)),
+            Unit::Failed(_) => Ok(Step::Changed),
+            Unit::Nothing { scanned_to } => {
+                let once = seen.run_mode == RunMode::Once;
+                if once || seen.state == State::Booting {
+                    return self.reach_head(seen, scanned_to, once).await;
+                }
+                if cursor.note(seen, scanned_to, save_now) && !self.save_position(seen, scanned_to).await? {
+                    return Ok(Step::Busy);
+                }
+                Ok(Step::Idle(None))
+            }
+        }
+    }
+
+    /// Writes down how far was looked; says whether the subscription was still as it was seen.
+    async fn save_position(&self, seen: &Subscription, to: Position) -> Result<bool, EngineError> {
+        let _passage = self.gate().pass().await;
+        let mut tx = self.store().begin().await?;
+        let saved = match records::claim(&mut tx, &seen.id).await? {
+            Claim::Held(now, _) if unchanged(seen, &now) => {
+                records::advance(&mut tx, seen, to, seen.attempt, seen.failing_position).await?
+            }
+            _ => false,
+        };
+        if saved {
+            tx.commit().await?;
+        } else {
+            tx.rollback().await;
+        }
+        Ok(saved)
+    }
+
+    /// A subscription that has nothing more before the head is Active from here on, or Finished.
+    async fn reach_head(&self, seen: &Subscription, head: Position, once: bool) -> Result<Step, EngineError> {
+        let now = self.clock().now().await?;
+        let _passage = self.gate().pass().await;
+        let mut tx = self.store().begin().await?;
+        let mut subscription = match records::claim(&mut tx, &seen.id).await? {
+            Claim::Held(now, _) if unchanged(seen, &now) => *now,
+            _ => {
+                tx.rollback().await;
+                return Ok(Step::Busy);
+            }
+        };
+        let from = subscription.state.status();
+        subscription.state = next(&subscription.state, Transition::ReachHead { once })?;
+        // Nothing was ever there: it has not begun.
+        subscription.position = subscription.position.max((head > Position::START).then_some(head));
+        subscription.changed_at = now;
+        records::save(&mut tx, &subscription, from, "reached the head", self.who()).await?;
+        tx.commit().await?;
+        self.store().announce();
+        let status = subscription.state.status();
+        tracing::info!(
+            subscription = seen.id,
+            position = head.0,
+            "{} reached the head and is {status}",
+            seen.id
+        );
+        Ok(Step::Changed)
+    }
+
+    /// Builds a read model anew, with downtime: tears it down, sets it up and boots it to the head in the
+    /// foreground. `progress` is told the position and the head now and then. Answers with the number of its
+    /// events up to where it stands. Refused for anything but a projector.
+    pub async fn replay(
+        &self,
+        id: &str,
+        reason: &str,
+        mut progress: impl FnMut(Position, Position),
+    ) -> Result<Outcome, EngineError> {
+        self.select(&Criteria::id(id)).await?;
+        if let Some(refused) = self.start_over(id, reason).await? {
+            return Ok(refused);
+        }
+        let Some(registered) = self.registered(id) else { return Ok(Outcome::Busy) };
+        let mut cursor = Cursor::new();
+        let mut wake = self.store().wake();
+        loop {
+            wake.arm();
+            let Some(seen) = records::load(self.store().database(), id).await? else {
+                return Ok(Outcome::Busy);
+            };
+            progress(seen.read_from(), self.store().head().await?.position);
+            match &seen.state {
+                State::Booting => {}
+                State::Error { failure, .. } => return Ok(Outcome::Failed { failure: failure.clone() }),
+                State::Active | State::Finished => {
+                    let filter = &registered.definition.filter;
+                    let events = self.store().count(filter, seen.read_from()).await?;
+                    return Ok(Outcome::CaughtUp { events });
+                }
+                state => return Ok(Outcome::Refused { why: format!("it became {}", state.status()) }),
+            }
+            match self.step_of(&seen, &mut cursor, true, usize::MAX).await? {
+                // A worker helps; what counts is where the subscription stands.
+                Step::Busy => wake.wait(Duration::from_millis(50)).await,
+                Step::Stalled(why) => return Ok(Outcome::Waiting { why }),
+                Step::Moved(_) | Step::Changed | Step::Idle(_) => {}
+            }
+        }
+    }
+
+    /// Tears a projector down and sets it up again, before its first event; an outcome if that was refused.
+    async fn start_over(&self, id: &str, reason: &str) -> Result<Option<Outcome>, EngineError> {
+        let now = self.clock().now().await?;
+        let mut tx = self.store().begin().await?;
+        let (mut subscription, session) = match records::claim_patiently(&mut tx, id).await? {
+            Claim::Held(subscription, session) => (*subscription, session),
+            claim => {
+                tx.rollback().await;
+                return Ok(Some(not_held(&claim)));
+            }
+        };
+        let registered = match self.registered(id) {
+            Some(registered) if registered.definition.kind == Kind::Projector => registered,
+            Some(_) => {
+                tx.rollback().await;
+                let why = format!(
+                    "{id} is no projector: only projectors can be replayed, actions would be repeated"
+                );
+                return Ok(Some(Outcome::Refused { why }));
+            }
+            None => {
+                tx.rollback().await;
+                return Ok(Some(no_code(&subscription)));
+            }
+        };
+        let from = subscription.state.status();
+        let torn_down = match from {
+            Status::New => Ok(tx),
+            _ => self.tear_down(&subscription, (tx, session)).await,
+        };
+        let set_up = match torn_down {
+            Ok(tx) => self.run_hook(registered, &subscription, (tx, session), Hook::Setup).await,
+            broken => broken,
+        };
+        let mut tx = match set_up {
+            Ok(tx) => tx,
+            Err(broken) => {
+                let error = broken.roll_back().await;
+                let failure = Failure::new(&*error, None, now);
+                return Ok(Some(Outcome::Failed { failure }));
+            }
+        };
+        subscription.state = next(&State::New, Transition::SetUp { skip_booting: false })?;
+        subscription.position = None;
+        subscription.attempt = 0;
+        subscription.failing_position = None;
+        subscription.clean_up = registered.definition.table_names().unwrap_or_default();
+        subscription.changed_at = now;
+        records::save(&mut tx, &subscription, from, reason, self.who()).await?;
+        tx.commit().await?;
+        self.store().announce();
+        Ok(None)
+    }
+}

@@ -1,0 +1,235 @@
+//! Subscribers: code that wants events. Who writes one says what it wants and what it does, nothing else.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use store::{Event, Filter, InvalidTableName, TableName};
+
+use crate::context::Context;
+use crate::retry::RetryStrategy;
+
+/// Whatever went wrong in a subscriber; the engine knows what to do with any of it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Code that handles events.
+///
+/// Everything a call writes through its [`Context`] commits together with the position that says how far
+/// this subscriber has read, or not at all. So each event is handled exactly once as far as the database is
+/// concerned. Anything outside the database is not undone: do not talk to the network here.
+#[async_trait]
+pub trait Subscriber: Send + Sync {
+    /// Who it is and what it wants. Asked for once, when it is registered.
+    fn definition(&self) -> Definition;
+
+    /// Makes what it needs, such as its tables. Runs once, before the first event.
+    async fn setup(&self, _: &mut Context<'_>) -> Result<(), BoxError> {
+        Ok(())
+    }
+
+    /// Handles events, oldest first: fold them, then write once. Fails as a whole.
+    async fn handle(&self, events: &[Event], context: &mut Context<'_>) -> Result<(), BoxError>;
+
+    /// Clears away what is not a table of its definition; those are dropped by the engine afterwards.
+    async fn teardown(&self, _: &mut Context<'_>) -> Result<(), BoxError> {
+        Ok(())
+    }
+}
+
+/// Where a subscription begins, and whether it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunMode {
+    /// From the first event of the log on, for ever.
+    FromBeginning,
+    /// From the end of the log as it is at set-up, for ever.
+    FromNow,
+    /// From the first event to the end of the log, once.
+    Once,
+}
+
+/// What kind of subscriber it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Builds a read model; may be replayed.
+    Projector,
+    /// Takes actions; never replayed.
+    Processor,
+    /// Anything else, such as a report or a migration.
+    Plain,
+}
+
+/// Who a subscriber is and what it wants.
+#[derive(Clone, Debug)]
+pub struct Definition {
+    pub(crate) id: String,
+    pub(crate) group: String,
+    pub(crate) kind: Kind,
+    pub(crate) run_mode: RunMode,
+    pub(crate) filter: Filter,
+    pub(crate) retry: RetryStrategy,
+    pub(crate) tables: BTreeMap<&'static str, &'static str>,
+    pub(crate) projection: Option<&'static str>,
+}
+
+impl Definition {
+    /// A read model: group `projector`, from the beginning.
+    pub fn projector(id: impl Into<String>) -> Self {
+        Self::new(id.into(), "projector", Kind::Projector, RunMode::FromBeginning)
+    }
+
+    /// An actor: group `processor`, from now.
+    pub fn processor(id: impl Into<String>) -> Self {
+        Self::new(id.into(), "processor", Kind::Processor, RunMode::FromNow)
+    }
+
+    /// Anything else: group `default`.
+    pub fn plain(id: impl Into<String>, run_mode: RunMode) -> Self {
+        Self::new(id.into(), "default", Kind::Plain, run_mode)
+    }
+
+    fn new(id: String, group: &str, kind: Kind, run_mode: RunMode) -> Self {
+        Self {
+            id,
+            group: group.to_owned(),
+            kind,
+            run_mode,
+            filter: Filter::all(),
+            retry: RetryStrategy::default(),
+            tables: BTreeMap::new(),
+            projection: None,
+        }
+    }
+
+    /// Only events of these types. Without this: all events.
+    #[must_use]
+    pub fn on(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.filter = Filter::all().types(types);
+        self
+    }
+
+    /// Another group than the preset's.
+    #[must_use]
+    pub fn in_group(mut self, group: impl Into<String>) -> Self {
+        self.group = group.into();
+        self
+    }
+
+    /// Another run mode than the preset's.
+    #[must_use]
+    pub fn with_run_mode(mut self, run_mode: RunMode) -> Self {
+        self.run_mode = run_mode;
+        self
+    }
+
+    /// Another retry strategy than the default one.
+    #[must_use]
+    pub fn with_retry(mut self, retry: RetryStrategy) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// A table of its own: handlers name it by `name` through [`Context::table`]; it is called `table` in the
+    /// database and dropped when the subscription is removed.
+    #[must_use]
+    pub fn with_table(mut self, name: &'static str, table: &'static str) -> Self {
+        self.tables.insert(name, table);
+        self
+    }
+
+    /// The name under which people list and replay this projection: `package.key:name`.
+    #[must_use]
+    pub fn known_as(mut self, projection: &'static str) -> Self {
+        self.projection = Some(projection);
+        self
+    }
+
+    /// The subscriber's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What kind it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The name of its projection, if it has one.
+    pub fn projection(&self) -> Option<&'static str> {
+        self.projection
+    }
+
+    /// Its tables as the database calls them.
+    pub(crate) fn table_names(&self) -> Result<Vec<TableName>, InvalidTableName> {
+        self.tables.values().map(|table| TableName::new(*table)).collect()
+    }
+}
+
+/// The subscribers of a program. Clones share them.
+#[derive(Clone, Default)]
+pub struct Registry(Arc<BTreeMap<String, Registered>>);
+
+#[derive(Clone)]
+pub(crate) struct Registered {
+    pub(crate) definition: Definition,
+    pub(crate) subscriber: Arc<dyn Subscriber>,
+}
+
+/// Why a subscriber was not registered.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// Two subscribers have one id.
+    #[error("two subscribers have the id {0:?}; each needs its own")]
+    DuplicateId(String),
+    /// The id is empty, longer than 100 bytes or has a control character.
+    #[error("{0:?} is no subscriber id: use 1 to 100 bytes without control characters")]
+    InvalidId(String),
+    /// A table's name is not allowed.
+    #[error("subscriber {id} names a table that cannot be")]
+    InvalidTable {
+        /// Whose table.
+        id: String,
+        /// What is wrong.
+        #[source]
+        source: InvalidTableName,
+    },
+}
+
+impl Registry {
+    /// Registers subscribers. Their ids must differ.
+    pub fn new(subscribers: impl IntoIterator<Item = Arc<dyn Subscriber>>) -> Result<Self, RegisterError> {
+        let mut registered = BTreeMap::new();
+        for subscriber in subscribers {
+            let definition = subscriber.definition();
+            let id = definition.id.clone();
+            if id.is_empty() || id.len() > 100 || id.chars().any(char::is_control) {
+                return Err(RegisterError::InvalidId(id));
+            }
+            if let Err(source) = definition.table_names() {
+                return Err(RegisterError::InvalidTable { id, source });
+            }
+            if registered.insert(id.clone(), Registered { definition, subscriber }).is_some() {
+                return Err(RegisterError::DuplicateId(id));
+            }
+        }
+        Ok(Self(Arc::new(registered)))
+    }
+
+    /// The definitions, by id.
+    pub fn definitions(&self) -> impl Iterator<Item = &Definition> {
+        self.0.values().map(|registered| &registered.definition)
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Option<&Registered> {
+        self.0.get(id)
+    }
+
+    pub(crate) fn contains(&self, id: &str) -> bool {
+        self.0.contains_key(id)
+    }
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.keys()).finish()
+    }
+}

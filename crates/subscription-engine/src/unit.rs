@@ -1,0 +1,301 @@
+//! The unit: one page of events for one subscription, in one transaction.
+//!
+//! Read the page, claim the row, handle, append, move the position, commit. All of that commits together or
+//! not at all. A page that fails is rolled back and tried again in halves until a single event is left: what
+//! stands before it is kept, and the failure is recorded at exactly that event.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use store::{Event, Fault, Position, refuse_appends};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::context::{Context, ContextError, unchanged};
+use crate::engine::{Engine, EngineError, FaultPoint};
+use crate::records::{self, Claim};
+use crate::subscriber::{BoxError, Registered};
+use crate::subscription::{Failure, Subscription, Transition, next};
+
+tokio::task_local! {
+    /// Set while a subscriber runs: it must not run the engine that runs it.
+    pub(crate) static IN_UNIT: ();
+}
+
+/// What came of a unit.
+#[derive(Debug)]
+pub(crate) enum Unit {
+    /// It handled this many events; everything up to here is behind it.
+    Moved { events: usize, to: Position },
+    /// Nobody wanted anything up to here; nothing was written.
+    Nothing { scanned_to: Position },
+    /// Another worker has it, or somebody changed it meanwhile.
+    Busy,
+    /// Something passing is in the way; nothing changed.
+    Stalled { why: String },
+    /// It failed at one event and is in error now.
+    Failed(Failure),
+}
+
+/// What came of a part of a page.
+enum Part {
+    Committed,
+    Busy,
+    Stalled(String),
+    Failed(BoxError),
+}
+
+/// Runs one unit of at most `limit` events after `from`, which is where the subscription stands or what has
+/// been looked at beyond that.
+pub(crate) async fn run(
+    engine: &Engine,
+    registered: &Registered,
+    seen: &Subscription,
+    from: Position,
+    limit: usize,
+) -> Result<Unit, EngineError> {
+    // What failed before is tried alone: everything else in the page would be done in vain.
+    let limit = if seen.failing_position.is_some() { 1 } else { limit };
+    let page = engine.store().read(&registered.definition.filter, from, limit).await?;
+    let events = &page.events;
+    if events.is_empty() {
+        return Ok(Unit::Nothing { scanned_to: page.scanned_to });
+    }
+    let mut seen = seen.clone();
+    let (mut done, mut size) = (0, events.len());
+    while done < events.len() {
+        let part = &events[done..events.len().min(done + size)];
+        let is_last = done + part.len() == events.len();
+        let to = if is_last { page.scanned_to } else { part[part.len() - 1].position };
+        match handle(engine, registered, &seen, part, to).await? {
+            Part::Committed => {
+                done += part.len();
+                seen = moved(&seen, to);
+            }
+            Part::Failed(_) if part.len() > 1 => size = part.len() / 2,
+            Part::Failed(error) => return fail(engine, registered, &seen, Some(&part[0]), &*error).await,
+            Part::Busy if done == 0 => return Ok(Unit::Busy),
+            Part::Stalled(why) if done == 0 => return Ok(Unit::Stalled { why }),
+            Part::Busy | Part::Stalled(_) => break,
+        }
+    }
+    Ok(Unit::Moved { events: done, to: seen.read_from() })
+}
+
+/// The row as it is after its position moved: past the failing position the count of attempts is over.
+fn moved(seen: &Subscription, to: Position) -> Subscription {
+    let still_failing = seen.failing_position.filter(|failing| *failing > to);
+    Subscription {
+        position: Some(to),
+        attempt: if still_failing.is_some() { seen.attempt } else { 0 },
+        failing_position: still_failing,
+        ..seen.clone()
+    }
+}
+
+/// Handles a part of a page in one transaction.
+async fn handle(
+    engine: &Engine,
+    registered: &Registered,
+    seen: &Subscription,
+    events: &[Event],
+    to: Position,
+) -> Result<Part, EngineError> {
+    let mut context = Context::new(engine, &registered.definition, seen);
+    if engine.has_row_locks()
+        && let Err(error) = context.tx().await
+    {
+        return not_begun(error);
+    }
+    let opened = context.opened();
+    let work = registered.subscriber.handle(events, &mut context);
+    if let Err(error) = bounded(engine, opened, work).await {
+        match find::<Cut>(&*error) {
+            Some(_) => context.abandon().await,
+            None => context.roll_back().await,
+        }
+        return Ok(classify(error));
+    }
+    commit(engine, seen, context, to).await
+}
+
+/// Writes what the handler planned, moves the position, and commits all of it.
+async fn commit(
+    engine: &Engine,
+    seen: &Subscription,
+    mut context: Context<'_>,
+    to: Position,
+) -> Result<Part, EngineError> {
+    // A handler that wrote nothing has not opened the transaction yet.
+    if let Err(error) = context.tx().await {
+        return not_begun(error);
+    }
+    let (Some(mut tx), appends) = context.take() else { return Ok(Part::Busy) };
+    let after = moved(seen, to);
+    let advanced = records::advance(&mut tx, seen, to, after.attempt, after.failing_position).await;
+    match advanced {
+        Ok(true) => {}
+        Ok(false) => {
+            tx.rollback().await;
+            return Ok(Part::Busy);
+        }
+        // The handler swallowed a failed statement, or the connection is gone.
+        Err(error) => {
+            tx.rollback().await;
+            return Ok(classify(error.into()));
+        }
+    }
+    // The last statement before the commit: positions are drawn here, and readers wait for who has drawn.
+    if let Err(error) = engine.store().append_all(&mut tx, appends).await {
+        tx.rollback().await;
+        return Ok(classify(error.into()));
+    }
+    engine.strike(FaultPoint::BeforeCommit, &seen.id)?;
+    if engine.strikes(FaultPoint::InsideCommit, &seen.id) {
+        // Sends the COMMIT and does not wait for what comes of it.
+        let _ = tx.commit().now_or_never();
+        return Err(EngineError::Injected(FaultPoint::InsideCommit));
+    }
+    if let Err(error) = tx.commit().await {
+        return Ok(classify(error.into()));
+    }
+    engine.strike(FaultPoint::AfterCommit, &seen.id)?;
+    Ok(Part::Committed)
+}
+
+/// The claim was not to be had: that is nobody's failure, unless the row itself is broken.
+fn not_begun(error: ContextError) -> Result<Part, EngineError> {
+    match error {
+        ContextError::Busy => Ok(Part::Busy),
+        ContextError::Record(records::RecordError::BadRow(row)) => {
+            Err(EngineError::Record(records::RecordError::BadRow(row)))
+        }
+        error => Ok(Part::Stalled(error.to_string())),
+    }
+}
+
+/// Tells what passes by itself from what is the handler's.
+fn classify(error: BoxError) -> Part {
+    if let Some(ContextError::Busy) = find(&*error) {
+        return Part::Busy;
+    }
+    match Fault::of(&*error) {
+        Fault::Transient | Fault::Unreachable => Part::Stalled(error.to_string()),
+        _ => Part::Failed(error),
+    }
+}
+
+/// The first error of this type in a chain.
+pub(crate) fn find<'e, E: std::error::Error + 'static>(
+    error: &'e (dyn std::error::Error + 'static),
+) -> Option<&'e E> {
+    error.downcast_ref().or_else(|| error.source().and_then(find))
+}
+
+/// Why a subscriber was cut short.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Cut {
+    #[error("the handler panicked: {0}")]
+    Panicked(String),
+    #[error("the handler took longer than {}", humantime::format_duration(*.0))]
+    TooSlow(Duration),
+    #[error("the handler held SQLite's write lock longer than {}", humantime::format_duration(*.0))]
+    HeldTheLock(Duration),
+}
+
+/// Runs a subscriber's code: a panic is an error, time is limited, and it cannot append or run the engine
+/// past its context.
+pub(crate) async fn bounded(
+    engine: &Engine,
+    opened: watch::Receiver<Option<Instant>>,
+    work: impl Future<Output = Result<(), BoxError>>,
+) -> Result<(), BoxError> {
+    const REASON: &str = "a subscriber appends through its context, so that it commits with its position";
+    let limits = engine.settings();
+    let work = IN_UNIT.scope((), refuse_appends(REASON, AssertUnwindSafe(work).catch_unwind()));
+    let result = tokio::select! {
+        result = tokio::time::timeout(limits.time_limit, work) => result,
+        () = held_too_long(engine, opened) => return Err(Cut::HeldTheLock(limits.write_limit).into()),
+    };
+    match result {
+        Ok(Ok(result)) => result,
+        Ok(Err(panic)) => Err(Cut::Panicked(panic_message(&*panic)).into()),
+        Err(_) => Err(Cut::TooSlow(limits.time_limit).into()),
+    }
+}
+
+/// Returns when the transaction has been open for the limit; never where writers do not exclude each other.
+async fn held_too_long(engine: &Engine, mut opened: watch::Receiver<Option<Instant>>) {
+    let since = match opened.wait_for(Option::is_some).await.map(|since| *since) {
+        Ok(Some(since)) if !engine.has_row_locks() => since,
+        _ => return std::future::pending().await,
+    };
+    tokio::time::sleep_until(since + engine.settings().write_limit).await;
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
+}
+
+/// Records a failure, unless somebody changed the subscription meanwhile.
+pub(crate) async fn fail(
+    engine: &Engine,
+    registered: &Registered,
+    seen: &Subscription,
+    event: Option<&Event>,
+    error: &(dyn std::error::Error + Send + Sync + 'static),
+) -> Result<Unit, EngineError> {
+    let now = engine.store().clock().now().await?;
+    let failure = Failure::new(error, event, now);
+    let mut tx = engine.store().begin().await?;
+    // Patiently: the connection of a handler that was cut short may not be closed yet.
+    let mut subscription = match records::claim_patiently(&mut tx, &seen.id).await? {
+        Claim::Held(subscription, _) if unchanged(seen, &subscription) => *subscription,
+        _ => {
+            tx.rollback().await;
+            return Ok(Unit::Busy);
+        }
+    };
+    // Attempts count for one failing position: another one begins at none.
+    let position = event.map(|event| event.position);
+    // Everything before the failing event is handled or not wanted.
+    let before = position.map_or(Position::START, |position| Position(position.0 - 1));
+    if before > subscription.read_from() {
+        subscription.position = Some(before);
+    }
+    if subscription.failing_position != position {
+        subscription.attempt = 0;
+    }
+    subscription.failing_position = position;
+    let next_retry = registered.definition.retry.next_retry(subscription.attempt, now);
+    let from = subscription.state.status();
+    let why = format!("failed: {}", failure.message());
+    subscription.state =
+        next(&subscription.state, Transition::Fail { failure: failure.clone(), next_retry })?;
+    subscription.changed_at = now;
+    records::save(&mut tx, &subscription, from, &why, engine.who()).await?;
+    tx.commit().await?;
+    engine.store().announce();
+    let fields = (failure.event.as_ref().map(|event| event.position.0), subscription.attempt);
+    match next_retry {
+        Some(at) => tracing::warn!(
+            subscription = seen.id,
+            position = fields.0,
+            attempt = fields.1,
+            "{} failed and is tried again at {at}: {}",
+            seen.id,
+            failure.chain.join(": ")
+        ),
+        None => tracing::error!(
+            subscription = seen.id,
+            position = fields.0,
+            attempt = fields.1,
+            "{} failed and gave up: {}",
+            seen.id,
+            failure.chain.join(": ")
+        ),
+    }
+    Ok(Unit::Failed(failure))
+}
