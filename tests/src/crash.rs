@@ -78,4 +78,27 @@ both! {
             assert_eq!(user, format!("user{}", count % USERS));
         }
     }
+
+    /// Two daemons share a database, and each in turn is killed: no notification is applied twice or lost.
+    async fn two_daemons_apply_nothing_twice(database: TestDatabase) {
+        let mut random = Random::new();
+        let store = database.store().await;
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let notifying = tokio::spawn(notify(store.clone(), stopped));
+        let mut daemons = [Daemon::start(&database, &[]), Daemon::start(&database, &[])];
+        for turn in 0..20 {
+            until(&database, &["sub", "list"], |out| out.contains("active"));
+            tokio::time::sleep(Duration::from_micros(random.below(50_000))).await;
+            std::mem::replace(&mut daemons[turn % 2], Daemon::start(&database, &[])).kill();
+        }
+        stop.send_replace(true);
+        let pending = notifying.await.unwrap();
+        until(&database, &["sub", "show", "inbox_1"], |out| out.contains("lag 0 events"));
+        let sql = "SELECT COUNT(*) FROM acme_notifications_inbox";
+        let rows: Option<(i64,)> = store.database().fetch_optional(sql, ()).await.unwrap();
+        assert_eq!(usize::try_from(rows.unwrap().0).unwrap(), pending);
+        for daemon in daemons {
+            assert_eq!(daemon.stop(), Some(143));
+        }
+    }
 }

@@ -64,6 +64,30 @@ both! {
         assert_eq!(findings, Findings::default());
     }
 
+    /// What one reader proves is used by all of its process: it must be true wherever the reader stands.
+    async fn s09_readers_of_one_process_do_not_mislead_each_other(database: TestDatabase) {
+        let store = database.store().await;
+        let mut neighbours = JoinSet::new();
+        for _ in 0..2 {
+            let store = store.clone();
+            neighbours.spawn(async move {
+                loop {
+                    store.head().await.unwrap();
+                    // From a few events below the end, wherever that is.
+                    let sql = "SELECT coalesce(MAX(position), 0) FROM herald_events";
+                    let (top,) = store.database().fetch_optional::<(i64,)>(sql, ()).await.unwrap().unwrap();
+                    store.read(&Filter::all(), Position((top - 3).max(0)), PAGE).await.unwrap();
+                }
+            });
+        }
+        let reader = async |after| read(&store, &Filter::all(), after).await;
+
+        let findings = judge(&database, Random::start(), Wanted::All, reader).await;
+
+        assert_eq!(findings, Findings::default());
+        assert!(neighbours.try_join_next().is_none(), "a neighbour failed");
+    }
+
     async fn s09_what_was_rolled_back_last_is_nothing_to_wait_for(database: TestDatabase) {
         let store = database.store().await;
         append(&store, "a-1").await;

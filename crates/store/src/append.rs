@@ -7,6 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::future::Future;
 
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use uuid::Uuid;
 
 use crate::database::{Connection, DatabaseKind};
@@ -251,7 +252,13 @@ fn wrong_version(append: &Append, actual: Option<Version>) -> AppendError {
 
 /// Tells a refusal from a broken connection, after which nobody knows.
 fn broken(error: sqlx::Error) -> AppendError {
+    // With such an error the server ends the session, be it before or after the commit.
+    let ends_the_session = error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic));
     match error {
+        _ if ends_the_session => AppendError::OutcomeUnknown(error),
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed | sqlx::Error::Tls(_) => {
             AppendError::OutcomeUnknown(error)
         }
@@ -260,7 +267,7 @@ fn broken(error: sqlx::Error) -> AppendError {
 }
 
 /// Two calls at the same time brought the same id in different streams: the second one meets the index.
-fn is_duplicate_id(error: &sqlx::Error) -> bool {
+pub(crate) fn is_duplicate_id(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| {
         error.is_unique_violation() && error.constraint() == Some("herald_events_id_key")
     })

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use crate::append::AppendError;
+use crate::append::{AppendError, is_duplicate_id};
 use crate::database::ConnectError;
 use crate::store::StoreError;
 
@@ -30,7 +30,9 @@ impl Fault {
         while let Some(error) = current {
             let fault = if let Some(error) = error.downcast_ref::<sqlx::Error>() {
                 Self::of_sqlx(error)
-            } else if let Some(AppendError::WrongVersion { .. }) = error.downcast_ref() {
+            } else if let Some(AppendError::WrongVersion { .. } | AppendError::OutcomeUnknown(_)) =
+                error.downcast_ref()
+            {
                 Self::Transient
             } else if let Some(error) = error.downcast_ref::<ConnectError>() {
                 Self::of_connect(error)
@@ -69,6 +71,8 @@ impl Fault {
                 _ => Self::Transient,
             },
             sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed | sqlx::Error::Tls(_) => Self::Transient,
+            // Another append has just used the id: who repeats the call learns what became of that one.
+            _ if is_duplicate_id(error) => Self::Transient,
             sqlx::Error::Database(error) => Self::of_code(error.code().as_deref().unwrap_or_default()),
             _ => Self::Other,
         }
@@ -89,9 +93,11 @@ impl Fault {
         }
         match code {
             "28P01" | "28000" | "42501" => Self::NotAllowed,
-            "3D000" => Self::NoSuchDatabase,
+            // No such database, no such schema.
+            "3D000" | "3F000" => Self::NoSuchDatabase,
             "25006" => Self::ReadOnly,
-            "55P03" | "57P01" | "57P02" | "57P03" => Self::Transient,
+            // Locked; the session was ended because it was idle, or because the server restarts.
+            "55P03" | "25P03" | "57P05" | "57P01" | "57P02" | "57P03" => Self::Transient,
             _ if ["40", "53", "08", "58"].iter().any(|class| code.starts_with(class)) => Self::Transient,
             _ => Self::Other,
         }
@@ -118,4 +124,28 @@ pub fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
         }
     }
     chain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s27_the_codes_of_both_databases() {
+        let cases = [
+            (
+                Fault::Transient,
+                &["5", "261", "6", "13", "778", "40001", "40P01", "53300", "08006", "57P03", "25P03"][..],
+            ),
+            (Fault::NotAllowed, &["28P01", "28000", "42501"]),
+            (Fault::ReadOnly, &["8", "264", "14", "25006"]),
+            (Fault::NoSuchDatabase, &["26", "11", "3D000", "3F000"]),
+            (Fault::Other, &["1", "19", "2067", "23505", "42P01", "22003", ""]),
+        ];
+        for (fault, codes) in cases {
+            for code in codes {
+                assert_eq!(Fault::of_code(code), fault, "{code}");
+            }
+        }
+    }
 }

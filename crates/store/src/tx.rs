@@ -139,6 +139,10 @@ impl Tx {
         if self.connection.run("ROLLBACK").await.is_ok() {
             self.open = false;
         }
+        if self.appended {
+            // Readers may stand before the positions that will not be filled now.
+            self.signal.send();
+        }
     }
 
     pub(crate) fn usable(&self) -> sqlx::Result<()> {

@@ -130,8 +130,6 @@ pub(crate) async fn listen(database: &Database, signal: &Signal, stop: impl Futu
                     tracing::warn!(%error, "lost the wake-up connection; looking at intervals until it is back");
                 }
                 tokio::time::sleep(RECONNECT_PAUSE).await;
-                // Whatever came while nobody listened is looked for now.
-                signal.heard();
             }
         } => {}
     }
@@ -144,9 +142,10 @@ async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
             let mut listener = PgListener::connect_with(pool).await?;
             listener.listen(&channel).await?;
             loop {
+                // At first for whatever came before anybody listened.
+                signal.heard();
                 // None: the connection was lost and is back; something may have been missed meanwhile.
                 listener.try_recv().await?;
-                signal.heard();
             }
         }
         Database::Sqlite { .. } => {
