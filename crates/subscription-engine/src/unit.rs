@@ -9,7 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use store::{Event, Fault, Position, refuse_appends};
+use store::{Event, Fault, Position, messages, refuse_appends};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -175,7 +175,7 @@ fn not_begun(error: ContextError) -> Result<Part, EngineError> {
         ContextError::Record(records::RecordError::BadRow(row)) => {
             Err(EngineError::Record(records::RecordError::BadRow(row)))
         }
-        error => Ok(Part::Stalled(error.to_string())),
+        error => Ok(Part::Stalled(messages(&error).join(": "))),
     }
 }
 
@@ -185,7 +185,7 @@ fn classify(error: BoxError) -> Part {
         return Part::Busy;
     }
     match Fault::of(&*error) {
-        Fault::Transient | Fault::Unreachable => Part::Stalled(error.to_string()),
+        Fault::Transient | Fault::Unreachable => Part::Stalled(messages(&*error).join(": ")),
         _ => Part::Failed(error),
     }
 }
