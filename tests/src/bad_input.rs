@@ -126,6 +126,33 @@ fn urls_that_are_none() {
     );
 }
 
+/// The password comes from a file; a wrong one is said, and never shown.
+#[tokio::test]
+async fn a_wrong_password() {
+    if testkit::postgres_or_left_out("a_wrong_password").is_none() {
+        return;
+    }
+    let (cluster, folder) = crate::faults::cluster_with_a_clerk().await;
+    let url = cluster.url("postgres").replacen("postgres@", "clerk@", 1);
+    let file = folder.path().join("password");
+    let with = |password: &str, arguments: &[&str]| -> Said {
+        std::fs::write(&file, password).unwrap();
+        let mut herald = command(&url, arguments);
+        herald.env("HERALD_DATABASE__PASSWORD_FILE", &file).output().unwrap().into()
+    };
+    for (arguments, code) in
+        [(&["store", "status"][..], 4), (&["user", "notify", "u", "m"], 4), (&["worker"], 78)]
+    {
+        let said = with("wr0ng\n", arguments).fails(code);
+        assert!(said.stderr.contains("password authentication failed for user"), "{said:?}");
+        assert!(!said.stderr.contains("wr0ng"), "{said:?}");
+    }
+    assert!(with("right\n", &["store", "status"]).ok().contains("(missing) !!!"));
+    // Let in, but without the right to make tables.
+    let said = with("right", &["store", "setup"]).fails(4);
+    assert!(said.stderr.contains("permission denied"), "{said:?}");
+}
+
 #[test]
 fn an_unreachable_server() {
     let said = on("postgres://nobody@127.0.0.1:1/x", &["user", "notify", "user1", "hello"]).fails(6);

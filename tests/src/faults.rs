@@ -37,18 +37,24 @@ fn told(error: impl Error + 'static) -> (Fault, String) {
     (Fault::of(&error), sentence)
 }
 
-#[tokio::test]
-async fn s27_a_wrong_password_is_not_allowed() {
-    let name = "s27_a_wrong_password_is_not_allowed";
-    let Some(_) = testkit::postgres_or_left_out(name) else { return };
-    // A server that lets its owner in and asks everybody else for a password; its user reads this file.
+/// A server that lets its owner in and asks everybody else for a password; the user `clerk` has one.
+pub(crate) async fn cluster_with_a_clerk() -> (Cluster, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
+    // The server runs as another user, who reads this file.
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let rules = folder.path().join("pg_hba.conf");
     fs::write(&rules, "host all postgres all trust\nhost all all all scram-sha-256\n").unwrap();
     let cluster = Cluster::start_with(&[&format!("hba_file={}", rules.display())]).unwrap();
     let mut owner = PgConnection::connect(&cluster.url("postgres")).await.unwrap();
     owner.execute("CREATE ROLE clerk LOGIN PASSWORD 'right'").await.unwrap();
+    (cluster, folder)
+}
+
+#[tokio::test]
+async fn s27_a_wrong_password_is_not_allowed() {
+    let name = "s27_a_wrong_password_is_not_allowed";
+    let Some(_) = testkit::postgres_or_left_out(name) else { return };
+    let (cluster, _rules) = cluster_with_a_clerk().await;
     let url = |login: &str| cluster.url("postgres").replacen("postgres@", login, 1);
 
     let (fault, sentence) = told(open(&url("clerk:wr0ng@")).await.unwrap_err());
