@@ -79,7 +79,7 @@ impl TestDatabase {
 /// Tells one story on both databases: a test named `sqlite` and one named `postgres` in a module named
 /// after the story.
 ///
-/// ```ignore
+/// ```text
 /// both! {
 ///     /// S-04: all of its events or none.
 ///     async fn s04_append_is_whole(database: TestDatabase) { … }
