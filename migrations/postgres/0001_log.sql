@@ -34,22 +34,89 @@ CREATE TABLE herald_events (
     UNIQUE (stream, version)
 );
 
--- Appends to several streams (sorted by the caller), each under its expected version: a number of 0 or more
--- means exactly that, -1 no stream, -2 any, -3 an existing stream. Answers one row for each append:
---   appended   with the stream's new version and the position of the last event
+-- There are two functions to append with. In both an expected version of 0 or more means exactly that, -1 no
+-- stream, -2 any, -3 an existing stream, and the outcome of an append is one of
+--   appended   with the stream's new version and the position of its last event
 --   conflict   with the stream's version (null: no stream); nothing was written for it
 --   known      some of its event ids are in the log already; nothing was written for it
--- With all_or_nothing, a single conflict keeps all the others from being written too; the caller rolls back.
 --
 -- The order of steps is the proof that no reader skips an event: first the stream rows, where an append may
 -- wait; then the shared advisory lock; then positions are drawn and rows inserted; nothing comes between
 -- that and the commit. A reader that meets a hole waits for those who held the lock, and for nobody else.
+--
+-- Sessions keep the plans of these statements. One made while the tables are empty would read them from end
+-- to end once they are not, so that is switched off (and the compiler with it, which the price put on such a
+-- reading would call).
+
+-- One append in a transaction of its own. Its ids are not looked up where the stream is as expected: one that is
+-- known breaks the unique index then, and the caller asks what it was.
+CREATE FUNCTION herald_append_one(
+    to_stream text, expected bigint,
+    ids uuid[], types text[], payloads text[], metadata text[], correlations text[], causations uuid[],
+    OUT outcome text, OUT stream_version bigint, OUT last_position bigint
+) LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
+#variable_conflict use_column
+DECLARE
+    size     integer := cardinality(ids);
+    reached  bigint;
+BEGIN
+    IF expected >= 0 THEN
+        UPDATE herald_streams SET version = version + size
+         WHERE stream = to_stream AND version = expected RETURNING version INTO reached;
+    ELSIF expected = -1 THEN
+        INSERT INTO herald_streams (stream, version) VALUES (to_stream, size - 1)
+            ON CONFLICT (stream) DO NOTHING RETURNING version INTO reached;
+    ELSIF expected = -2 THEN
+        INSERT INTO herald_streams AS s (stream, version) VALUES (to_stream, size - 1)
+            ON CONFLICT (stream) DO UPDATE SET version = s.version + size RETURNING s.version INTO reached;
+    ELSE
+        UPDATE herald_streams SET version = version + size
+         WHERE stream = to_stream RETURNING version INTO reached;
+    END IF;
+
+    IF reached IS NULL THEN
+        IF EXISTS (SELECT FROM herald_events WHERE id = ANY (ids)) THEN
+            outcome := 'known';
+        ELSE
+            outcome := 'conflict';
+            stream_version := (SELECT version FROM herald_streams WHERE stream = to_stream);
+        END IF;
+        RETURN;
+    END IF;
+
+    PERFORM pg_advisory_xact_lock_shared(1214607969, 'herald_positions'::regclass::oid::integer);
+    IF size = 1 THEN
+        INSERT INTO herald_events (position, stream, version, type, payload, metadata, id, correlation_id,
+                                   causation_id, recorded_at, append_index, append_size)
+        VALUES (nextval('herald_positions'), to_stream, reached, types[1], payloads[1],
+                metadata[1]::jsonb, ids[1], correlations[1], causations[1],
+                coalesce((SELECT test_time FROM herald_log), clock_timestamp()), 0, 1)
+        RETURNING position INTO last_position;
+    ELSE
+        WITH written AS (
+            INSERT INTO herald_events (position, stream, version, type, payload, metadata, id, correlation_id,
+                                       causation_id, recorded_at, append_index, append_size)
+            SELECT nextval('herald_positions'), to_stream, reached - size + e.number, e.type, e.payload,
+                   e.metadata::jsonb, e.id, e.correlation, e.causation,
+                   coalesce((SELECT test_time FROM herald_log), clock_timestamp()), e.number - 1, size
+              FROM unnest(ids, types, payloads, metadata, correlations, causations) WITH ORDINALITY
+                   AS e(id, type, payload, metadata, correlation, causation, number)
+             ORDER BY e.number
+            RETURNING position)
+        SELECT max(position) INTO last_position FROM written;
+    END IF;
+    outcome := 'appended';
+    stream_version := reached;
+END
+$$;
+
+-- Appends to several streams inside somebody's transaction, sorted by the caller. Answers one row for each; a single
+-- conflict keeps all the others from being written too, and the caller rolls back.
 CREATE FUNCTION herald_append(
     streams text[], expected bigint[], sizes integer[],
-    ids uuid[], types text[], payloads text[], metadata text[], correlations text[], causations uuid[],
-    all_or_nothing boolean
+    ids uuid[], types text[], payloads text[], metadata text[], correlations text[], causations uuid[]
 ) RETURNS TABLE (outcome text, stream_version bigint, last_position bigint)
-LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
+LANGUAGE plpgsql SET search_path FROM CURRENT SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
     appends    integer := cardinality(streams);
@@ -108,7 +175,7 @@ BEGIN
         first := first + size;
     END LOOP;
 
-    IF 'appended' = ANY (outcomes) AND NOT (all_or_nothing AND 'conflict' = ANY (outcomes)) THEN
+    IF 'appended' = ANY (outcomes) AND NOT 'conflict' = ANY (outcomes) THEN
         PERFORM pg_advisory_xact_lock_shared(1214607969, 'herald_positions'::regclass::oid::integer);
         IF events = 1 THEN
             INSERT INTO herald_events (position, stream, version, type, payload, metadata, id, correlation_id,

@@ -48,13 +48,15 @@ both! {
     async fn s04_all_events_of_an_append_or_none(database: TestDatabase) {
         let store = database.store().await;
         store.append(&stream("a-1"), ExpectedVersion::Any, vec![event(0)]).await.unwrap();
+        let used = event(3);
+        store.append(&stream("b-1"), ExpectedVersion::Any, vec![used.clone()]).await.unwrap();
+
         // The last of three meets the unique index of ids only after the others were written.
-        let twice = event(3);
-        let events = vec![event(1), twice.clone(), twice];
+        let events = vec![event(1), event(2), used];
+        let refused = store.append(&stream("a-1"), ExpectedVersion::Any, events).await.unwrap_err();
 
-        store.append(&stream("a-1"), ExpectedVersion::Any, events).await.unwrap_err();
-
-        assert_eq!(all_events(&store).await.len(), 1);
+        assert!(matches!(refused, AppendError::IdReused { .. }), "{refused}");
+        assert_eq!(all_events(&store).await.len(), 2);
         let next = store.append(&stream("a-1"), ExpectedVersion::Exactly(Version(0)), vec![event(4)]).await;
         assert_eq!(next.unwrap().version, Some(Version(1)));
     }
@@ -121,6 +123,9 @@ both! {
         assert!(matches!(no_object, InvalidEvent::Metadata(_)), "{no_object}");
         let too_many = refusal("a-1", (0..=1_000).map(event).collect()).await;
         assert!(matches!(too_many, InvalidEvent::TooManyEvents(1_001)), "{too_many}");
+        let twice = event(1);
+        let twice = refusal("a-1", vec![twice.clone(), event(2), twice]).await;
+        assert!(matches!(twice, InvalidEvent::IdTwice(_)), "{twice}");
         let reserved = refusal("$all", vec![event(1)]).await;
         assert!(matches!(reserved, InvalidEvent::ReservedStream(_)), "{reserved}");
         for event_type in ["", "a\nb", &"x".repeat(256)] {

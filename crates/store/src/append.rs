@@ -149,25 +149,25 @@ impl Store {
         if append.events.is_empty() {
             return Ok(Appended { position: None, version: None, replayed: false });
         }
-        let outcomes = if self.database().kind() == DatabaseKind::Postgres {
+        let outcome = if self.database().kind() == DatabaseKind::Postgres {
             // One call is one statement is one transaction: a single round trip.
             let mut connection = self.database().writer().await?;
-            match append_on_postgres(&mut connection, &[&append], false).await {
-                Ok(outcomes) => outcomes,
-                Err(error) if is_duplicate_id(&error) => vec![Outcome::Known],
+            match append_one_on_postgres(&mut connection, &append).await {
+                Ok(outcome) => outcome,
+                Err(error) if is_duplicate_id(&error) => Outcome::Known,
                 Err(error) => return Err(broken(error)),
             }
         } else {
             let mut tx = self.begin().await?;
-            let outcomes = append_on_sqlite(&mut tx, self, &[&append]).await?;
-            if matches!(outcomes[0], Outcome::Appended(_)) {
+            let outcome = append_on_sqlite(&mut tx, self, &[&append], true).await?[0];
+            if matches!(outcome, Outcome::Appended(_)) {
                 tx.commit().await.map_err(broken)?;
             } else {
                 tx.rollback().await;
             }
-            outcomes
+            outcome
         };
-        match outcomes[0] {
+        match outcome {
             Outcome::Appended(appended) => {
                 self.signal().send();
                 Ok(appended)
@@ -213,8 +213,8 @@ impl Store {
         let sorted: Vec<&Append> = order.iter().map(|i| &appends[*i]).collect();
         let outcomes = match tx.kind() {
             _ if sorted.is_empty() => Vec::new(),
-            DatabaseKind::Postgres => append_on_postgres(tx.connection(), &sorted, true).await?,
-            DatabaseKind::Sqlite => append_on_sqlite(tx, self, &sorted).await?,
+            DatabaseKind::Postgres => append_on_postgres(tx.connection(), &sorted).await?,
+            DatabaseKind::Sqlite => append_on_sqlite(tx, self, &sorted, false).await?,
         };
         let mut results = already;
         for (index, outcome) in order.into_iter().zip(outcomes) {
@@ -229,7 +229,7 @@ impl Store {
 }
 
 fn check(appends: &[Append]) -> Result<(), AppendError> {
-    let mut streams = HashSet::new();
+    let (mut streams, mut ids) = (HashSet::new(), HashSet::new());
     for append in appends {
         let invalid = |source| AppendError::Invalid { stream: append.stream.clone(), source };
         if append.stream.is_reserved() {
@@ -239,6 +239,9 @@ fn check(appends: &[Append]) -> Result<(), AppendError> {
             return Err(invalid(InvalidEvent::TooManyEvents(append.events.len())));
         }
         append.events.iter().try_for_each(NewEvent::check).map_err(invalid)?;
+        if let Some(twice) = append.events.iter().find(|event| !ids.insert(event.id)) {
+            return Err(invalid(InvalidEvent::IdTwice(twice.id)));
+        }
         if !streams.insert(&append.stream) {
             return Err(AppendError::StreamTwice(append.stream.clone()));
         }
@@ -266,10 +269,13 @@ fn broken(error: sqlx::Error) -> AppendError {
     }
 }
 
-/// Two calls at the same time brought the same id in different streams: the second one meets the index.
+/// An event id is in the log already. Only the unique index sees that when two calls bring one id at the same
+/// time, and it is the cheapest way to see it for an append that is alone in its transaction.
 pub(crate) fn is_duplicate_id(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| {
-        error.is_unique_violation() && error.constraint() == Some("herald_events_id_key")
+        let index = error.constraint().unwrap_or(error.message());
+        error.is_unique_violation()
+            && (index == "herald_events_id_key" || index.ends_with("herald_events.id"))
     })
 }
 
@@ -281,16 +287,44 @@ enum Outcome {
     Known,
 }
 
-async fn append_on_postgres(
-    connection: &mut Connection,
-    appends: &[&Append],
-    all_or_nothing: bool,
-) -> sqlx::Result<Vec<Outcome>> {
+/// What the functions of the database answer.
+type OutcomeRow = (String, Option<Version>, Option<Position>);
+
+fn outcome((outcome, version, position): OutcomeRow) -> Outcome {
+    match outcome.as_str() {
+        "appended" => Outcome::Appended(Appended { position, version, replayed: false }),
+        "conflict" => Outcome::Conflict(version),
+        _ => Outcome::Known,
+    }
+}
+
+/// One append in a transaction of its own, in a single round trip. A known id may show as a broken index.
+async fn append_one_on_postgres(connection: &mut Connection, append: &Append) -> sqlx::Result<Outcome> {
     const APPEND: &str = "SELECT outcome, stream_version, last_position
-         FROM herald_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)";
+         FROM herald_append_one($1, $2, $3, $4, $5, $6, $7, $8)";
+    let Connection::Postgres(connection) = connection else { return Err(sqlx::Error::RowNotFound) };
+    let events = || append.events.iter();
+    let row: OutcomeRow = sqlx::query_as(APPEND)
+        .bind(append.stream.as_str())
+        .bind(expected_number(append.expected))
+        .bind(events().map(|event| event.id).collect::<Vec<_>>())
+        .bind(events().map(|event| event.event_type.as_str()).collect::<Vec<_>>())
+        .bind(events().map(|event| event.payload.as_str()).collect::<Vec<_>>())
+        .bind(events().map(|event| event.metadata.as_str()).collect::<Vec<_>>())
+        .bind(events().map(|event| event.correlation_id.as_deref()).collect::<Vec<_>>())
+        .bind(events().map(|event| event.causation_id).collect::<Vec<_>>())
+        .fetch_one(&mut **connection)
+        .await?;
+    Ok(outcome(row))
+}
+
+/// Several appends inside a transaction: a conflict keeps all of them from being written.
+async fn append_on_postgres(connection: &mut Connection, appends: &[&Append]) -> sqlx::Result<Vec<Outcome>> {
+    const APPEND: &str = "SELECT outcome, stream_version, last_position
+         FROM herald_append($1, $2, $3, $4, $5, $6, $7, $8, $9)";
     let Connection::Postgres(connection) = connection else { return Ok(Vec::new()) };
     let events = || appends.iter().flat_map(|append| &append.events);
-    let rows: Vec<(String, Option<Version>, Option<Position>)> = sqlx::query_as(APPEND)
+    let rows: Vec<OutcomeRow> = sqlx::query_as(APPEND)
         .bind(appends.iter().map(|append| append.stream.as_str()).collect::<Vec<_>>())
         .bind(appends.iter().map(|append| expected_number(append.expected)).collect::<Vec<_>>())
         .bind(
@@ -302,14 +336,8 @@ async fn append_on_postgres(
         .bind(events().map(|event| event.metadata.as_str()).collect::<Vec<_>>())
         .bind(events().map(|event| event.correlation_id.as_deref()).collect::<Vec<_>>())
         .bind(events().map(|event| event.causation_id).collect::<Vec<_>>())
-        .bind(all_or_nothing)
         .fetch_all(&mut **connection)
         .await?;
-    let outcome = |(outcome, version, position): (String, _, _)| match outcome.as_str() {
-        "appended" => Outcome::Appended(Appended { position, version, replayed: false }),
-        "conflict" => Outcome::Conflict(version),
-        _ => Outcome::Known,
-    };
     Ok(rows.into_iter().map(outcome).collect())
 }
 
@@ -323,53 +351,80 @@ fn expected_number(expected: ExpectedVersion) -> i64 {
     }
 }
 
-async fn append_on_sqlite(tx: &mut Tx, store: &Store, appends: &[&Append]) -> sqlx::Result<Vec<Outcome>> {
+/// With `alone` the transaction holds nothing but this one append: then the unique index may find a known id,
+/// which costs nothing where there is none.
+async fn append_on_sqlite(
+    tx: &mut Tx,
+    store: &Store,
+    appends: &[&Append],
+    alone: bool,
+) -> sqlx::Result<Vec<Outcome>> {
     let now = store.clock().recorded_in(tx).await?;
     let mut outcomes = Vec::with_capacity(appends.len());
     for append in appends {
-        let ids: Vec<Uuid> = append.events.iter().map(|event| event.id).collect();
-        if !stored_ids(tx.connection(), &ids).await?.is_empty() {
-            outcomes.push(Outcome::Known);
-            continue;
-        }
-        let sql = "SELECT version FROM herald_streams WHERE stream = $1";
-        let actual: Option<(Version,)> = tx.fetch_optional(sql, (append.stream.as_str(),)).await?;
-        let actual = actual.map(|row| row.0);
-        let as_expected = match append.expected {
-            ExpectedVersion::Any => true,
-            ExpectedVersion::NoStream => actual.is_none(),
-            ExpectedVersion::StreamExists => actual.is_some(),
-            ExpectedVersion::Exactly(version) => actual == Some(version),
-        };
-        if !as_expected {
-            outcomes.push(Outcome::Conflict(actual));
-            continue;
-        }
-        outcomes.push(Outcome::Appended(write_on_sqlite(tx, append, actual, now).await?));
+        outcomes.push(if !alone && has_known_id(tx, append).await? {
+            Outcome::Known
+        } else if let Some(reached) = raise_version(tx, append).await? {
+            match write_on_sqlite(tx, append, reached, now).await {
+                Err(error) if alone && is_duplicate_id(&error) => Outcome::Known,
+                written => Outcome::Appended(written?),
+            }
+        } else if alone && has_known_id(tx, append).await? {
+            Outcome::Known
+        } else {
+            let sql = "SELECT version FROM herald_streams WHERE stream = $1";
+            let actual: Option<(Version,)> = tx.fetch_optional(sql, (append.stream.as_str(),)).await?;
+            Outcome::Conflict(actual.map(|row| row.0))
+        });
     }
     Ok(outcomes)
+}
+
+async fn has_known_id(tx: &mut Tx, append: &Append) -> sqlx::Result<bool> {
+    let ids: Vec<Uuid> = append.events.iter().map(|event| event.id).collect();
+    Ok(!stored_ids(tx.connection(), &ids).await?.is_empty())
+}
+
+/// Moves the stream on if it is as expected, and says to which version.
+async fn raise_version(tx: &mut Tx, append: &Append) -> sqlx::Result<Option<Version>> {
+    let size = i64::try_from(append.events.len()).unwrap_or(i64::MAX);
+    let stream = append.stream.as_str();
+    let row: Option<(Version,)> = match append.expected {
+        ExpectedVersion::Exactly(expected) => {
+            let sql = "UPDATE herald_streams SET version = version + $2
+                        WHERE stream = $1 AND version = $3 RETURNING version";
+            tx.fetch_optional(sql, (stream, size, expected)).await?
+        }
+        ExpectedVersion::NoStream => {
+            let sql = "INSERT INTO herald_streams (stream, version) VALUES ($1, $2 - 1)
+                           ON CONFLICT (stream) DO NOTHING RETURNING version";
+            tx.fetch_optional(sql, (stream, size)).await?
+        }
+        ExpectedVersion::Any => {
+            let sql = "INSERT INTO herald_streams (stream, version) VALUES ($1, $2 - 1)
+                           ON CONFLICT (stream) DO UPDATE SET version = version + $2 RETURNING version";
+            tx.fetch_optional(sql, (stream, size)).await?
+        }
+        ExpectedVersion::StreamExists => {
+            let sql = "UPDATE herald_streams SET version = version + $2 WHERE stream = $1 RETURNING version";
+            tx.fetch_optional(sql, (stream, size)).await?
+        }
+    };
+    Ok(row.map(|row| row.0))
 }
 
 async fn write_on_sqlite(
     tx: &mut Tx,
     append: &Append,
-    actual: Option<Version>,
+    reached: Version,
     now: crate::Timestamp,
 ) -> sqlx::Result<Appended> {
     let size = i64::try_from(append.events.len()).unwrap_or(i64::MAX);
-    let first = actual.map_or(0, |version| version.0 + 1);
-    let reached = Version(first + size - 1);
-    tx.execute(
-        "INSERT INTO herald_streams (stream, version) VALUES ($1, $2)
-         ON CONFLICT (stream) DO UPDATE SET version = excluded.version",
-        (append.stream.as_str(), reached),
-    )
-    .await?;
     let mut rows = Vec::with_capacity(append.events.len());
     for (event, index) in append.events.iter().zip(0_i64..) {
         rows.push((
             append.stream.as_str(),
-            first + index,
+            reached.0 - size + 1 + index,
             event.event_type.as_str(),
             event.payload.as_str(),
             event.metadata.as_str(),
@@ -381,16 +436,16 @@ async fn write_on_sqlite(
             size,
         ));
     }
-    // The position is SQLite's row id: one more than the largest, given under the write lock.
-    tx.execute_many(
+    let insert = Sql::from(
         "INSERT INTO herald_events (stream, version, type, payload, metadata, id, correlation_id, causation_id,
                                     recorded_at, append_index, append_size)
          VALUES {rows}",
-        rows,
-    )
-    .await?;
-    let last: Option<(Position,)> = tx.fetch_optional("SELECT MAX(position) FROM herald_events", ()).await?;
-    Ok(Appended { position: last.map(|row| row.0), version: Some(reached), replayed: false })
+    );
+    let result = tx.connection().execute_many(&insert, rows).await;
+    let written = tx.remember(result)?;
+    // The position is SQLite's row id: one more than the largest, given under the write lock.
+    let position = written.last_row_id.map(Position);
+    Ok(Appended { position, version: Some(reached), replayed: false })
 }
 
 /// An event of the log as the check for repeated appends sees it.

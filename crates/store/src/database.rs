@@ -440,36 +440,37 @@ impl Connection {
     }
 
     /// Runs the statement over many rows at a time: `{rows}` becomes `(…), (…), …`.
-    pub(crate) async fn execute_many<V: Values>(&mut self, sql: &Sql, rows: Vec<V>) -> sqlx::Result<u64> {
-        let chunk = ROWS_PER_STATEMENT.min(VALUES_PER_STATEMENT / V::COUNT.max(1));
-        let mut touched = 0;
-        let mut rows = rows.into_iter().peekable();
-        while rows.peek().is_some() {
-            let chunk_rows: Vec<V> = rows.by_ref().take(chunk).collect();
-            let whole = chunk_rows.len() == chunk;
-            let text = sql.text().replace("{rows}", &placeholders(self.kind(), chunk_rows.len(), V::COUNT));
+    pub(crate) async fn execute_many<V: Values>(&mut self, sql: &Sql, rows: Vec<V>) -> sqlx::Result<Written> {
+        let most = ROWS_PER_STATEMENT.min(VALUES_PER_STATEMENT / V::COUNT.max(1));
+        let mut written = Written { rows: 0, last_row_id: None };
+        let mut rows = rows.into_iter();
+        while rows.len() > 0 {
+            let (count, is_prepared) = rows_at_once(self.kind(), rows.len(), most);
+            let text = sql.text().replace("{rows}", &placeholders(self.kind(), count, V::COUNT));
             let text = AssertSqlSafe(text);
-            // Only whole chunks are worth a prepared statement: the last one has a length of its own.
-            touched += match self {
+            let chunk = rows.by_ref().take(count);
+            match self {
                 Self::Sqlite(connection) => {
                     let mut arguments = SqliteArguments::default();
-                    for row in chunk_rows {
+                    for row in chunk {
                         row.add_to_sqlite(&mut arguments).map_err(sqlx::Error::Encode)?;
                     }
-                    let query = sqlx::query_with(text, arguments).persistent(whole);
-                    query.execute(&mut **connection).await?.rows_affected()
+                    let query = sqlx::query_with(text, arguments).persistent(is_prepared);
+                    let result = query.execute(&mut **connection).await?;
+                    written.rows += result.rows_affected();
+                    written.last_row_id = Some(result.last_insert_rowid());
                 }
                 Self::Postgres(connection) => {
                     let mut arguments = PgArguments::default();
-                    for row in chunk_rows {
+                    for row in chunk {
                         row.add_to_postgres(&mut arguments).map_err(sqlx::Error::Encode)?;
                     }
-                    let query = sqlx::query_with(text, arguments).persistent(whole);
-                    query.execute(&mut **connection).await?.rows_affected()
+                    let query = sqlx::query_with(text, arguments).persistent(is_prepared);
+                    written.rows += query.execute(&mut **connection).await?.rows_affected();
                 }
-            };
+            }
         }
-        Ok(touched)
+        Ok(written)
     }
 
     /// Has the connection closed instead of going back to its pool.
@@ -478,6 +479,27 @@ impl Connection {
             Self::Sqlite(connection) => connection.close_on_drop(),
             Self::Postgres(connection) => connection.close_on_drop(),
         }
+    }
+}
+
+/// What a statement over many rows did.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Written {
+    /// How many rows it touched.
+    pub(crate) rows: u64,
+    /// The row id that SQLite gave to the last row.
+    pub(crate) last_row_id: Option<i64>,
+}
+
+/// How many of the rows that are left go into the next statement, and whether it is worth being prepared, as
+/// statements of any other length would only push useful ones out of the cache.
+fn rows_at_once(kind: DatabaseKind, left: usize, most: usize) -> (usize, bool) {
+    let count = left.min(most);
+    match kind {
+        // A call is cheap here and parsing is not: 100 rows are written as 64, 32 and 4, all prepared.
+        DatabaseKind::Sqlite => (1 << count.ilog2(), true),
+        // A round trip costs more than parsing.
+        DatabaseKind::Postgres => (count, count == most),
     }
 }
 
@@ -538,6 +560,22 @@ fn create_private(file: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_row_is_written_once() {
+        let lengths = |kind, mut left: usize| {
+            let mut lengths = Vec::new();
+            while left > 0 {
+                let (count, _) = rows_at_once(kind, left, 1_000);
+                lengths.push(count);
+                left -= count;
+            }
+            lengths
+        };
+        assert_eq!(lengths(DatabaseKind::Sqlite, 1_101), [512, 512, 64, 8, 4, 1]);
+        assert_eq!(lengths(DatabaseKind::Sqlite, 1), [1]);
+        assert_eq!(lengths(DatabaseKind::Postgres, 1_101), [1_000, 101]);
+    }
 
     #[test]
     fn placeholders_suit_each_database() {

@@ -158,6 +158,9 @@ pub enum InvalidEvent {
         /// Its beginning.
         name: String,
     },
+    /// One id stands for two events.
+    #[error("the event id {0} stands twice in one call")]
+    IdTwice(Uuid),
     /// The stream is one of the log's own.
     #[error("the stream {0} belongs to the log: names that start with $ are reserved")]
     ReservedStream(StreamName),

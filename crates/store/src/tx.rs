@@ -61,7 +61,7 @@ impl Tx {
     pub async fn execute_many<V: Values>(&mut self, sql: impl Into<Sql>, rows: Vec<V>) -> sqlx::Result<u64> {
         self.usable()?;
         let result = self.connection.execute_many(&sql.into(), rows).await;
-        self.remember(result)
+        self.remember(result).map(|written| written.rows)
     }
 
     /// Reads rows.

@@ -1,0 +1,44 @@
+//! How fast Herald is beside what the database could do at most, both measured in the same run.
+//!
+//! ```text
+//! cargo run --release -p bench -- append
+//! cargo run --release -p bench -- append --rounds 9 --turn-ms 2000
+//! ```
+//!
+//! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
+//! limit: the same rows, written by hand through the same driver. The two take turns within each round, and
+//! the ratio is taken within a round, so that a busy minute of the machine meets both. The table on standard
+//! output is Markdown.
+//!
+//! SQLite works on files in a temporary folder (`TMPDIR` chooses the disk). PostgreSQL is a throw-away cluster
+//! that syncs to disk, or the server that `HERALD_BENCH_POSTGRES_URL` names; there a schema is made for the
+//! run and dropped at its end. Without a PostgreSQL its part is left out, which is said.
+
+mod append;
+mod databases;
+mod rounds;
+
+use clap::{Parser, Subcommand};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Measures Herald beside the raw limit of the database.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    measurement: Measurement,
+}
+
+/// What is measured; each has a file of its own.
+#[derive(Debug, Subcommand)]
+enum Measurement {
+    /// Single appends and batches, by one caller and by many.
+    Append(rounds::Plan),
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    match Arguments::parse().measurement {
+        Measurement::Append(plan) => append::measure(&plan).await,
+    }
+}

@@ -1,0 +1,126 @@
+//! Two contenders that take turns: the raw limit and Herald, and what their ratio was round by round.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::BoxError;
+
+/// How long everything takes.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct Plan {
+    /// Rounds of each case; the first one is thrown away.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// How long each contender works in a round.
+    #[arg(long, default_value_t = 1_000)]
+    turn_ms: u64,
+}
+
+/// Somebody who does the same thing again and again.
+pub(crate) trait Caller: Send + 'static {
+    fn call(&mut self) -> impl Future<Output = Result<(), BoxError>> + Send;
+}
+
+/// One line of a table.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    pub(crate) database: &'static str,
+    pub(crate) what: String,
+    pub(crate) raw: Spread,
+    pub(crate) herald: Spread,
+    pub(crate) ratio: Spread,
+}
+
+/// The middle one of several figures, and the range in which they lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Spread {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Plan {
+    /// Lets the two take turns, the one who begins changing, and compares them round by round.
+    pub(crate) async fn compare<R: Caller, H: Caller>(
+        &self,
+        database: &'static str,
+        what: String,
+        mut raw: Vec<R>,
+        mut herald: Vec<H>,
+    ) -> Result<Line, BoxError> {
+        let turn = Duration::from_millis(self.turn_ms);
+        let (mut raws, mut heralds) = (Vec::new(), Vec::new());
+        for round in 0..=self.rounds.max(1) {
+            let (of_raw, of_herald);
+            if round % 2 == 0 {
+                (raw, of_raw) = calls_per_second(raw, turn).await?;
+                (herald, of_herald) = calls_per_second(herald, turn).await?;
+            } else {
+                (herald, of_herald) = calls_per_second(herald, turn).await?;
+                (raw, of_raw) = calls_per_second(raw, turn).await?;
+            }
+            // The first round fills caches and prepares statements.
+            if round > 0 {
+                raws.push(of_raw);
+                heralds.push(of_herald);
+            }
+        }
+        let ratio = Spread::of(raws.iter().zip(&heralds).map(|(raw, herald)| herald / raw).collect());
+        let line = Line { database, what, raw: Spread::of(raws), herald: Spread::of(heralds), ratio };
+        eprintln!("{line}");
+        Ok(line)
+    }
+}
+
+/// Lets all callers work at the same time and gives them back.
+async fn calls_per_second<C: Caller>(callers: Vec<C>, turn: Duration) -> Result<(Vec<C>, f64), BoxError> {
+    let start = Instant::now();
+    let mut working = JoinSet::new();
+    for mut caller in callers {
+        working.spawn(async move {
+            let mut calls = 0_u32;
+            while start.elapsed() < turn {
+                caller.call().await?;
+                calls += 1;
+            }
+            Ok::<_, BoxError>((caller, calls))
+        });
+    }
+    let (mut callers, mut calls) = (Vec::new(), 0);
+    for done in working.join_all().await {
+        let (caller, count) = done?;
+        callers.push(caller);
+        calls += count;
+    }
+    Ok((callers, f64::from(calls) / start.elapsed().as_secs_f64()))
+}
+
+impl Spread {
+    fn of(mut figures: Vec<f64>) -> Self {
+        figures.sort_by(f64::total_cmp);
+        Self { median: figures[figures.len() / 2], least: figures[0], most: figures[figures.len() - 1] }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { database, what, raw, herald, ratio } = self;
+        write!(
+            f,
+            "| {database} | {what} | {:.0} | {:.0} | **{:.2}** ({:.2}–{:.2}) |",
+            raw.median, herald.median, ratio.median, ratio.least, ratio.most
+        )
+    }
+}
+
+/// Prints the lines as a table.
+pub(crate) fn print_table(unit: &str, lines: &[Line]) {
+    println!("| database | case | raw {unit} | Herald {unit} | ratio in a round: median (min–max) |");
+    println!("|---|---|---:|---:|---|");
+    for line in lines {
+        println!("{line}");
+    }
+}
