@@ -37,6 +37,11 @@ both! {
             assert!(said.stderr.contains("herald store setup"), "{said:?}");
         }
         herald(&database, &["store", "setup"]).ok();
+        for arguments in [&["worker", "--id", "inbox1"][..], &["worker", "--once", "--group", "projectors"]] {
+            let code = if arguments.contains(&"--once") { 3 } else { 78 };
+            let said = herald(&database, arguments).fails(code);
+            assert!(said.stderr.contains("there are: "), "{said:?}");
+        }
         let said = herald(&database, &["sub", "show", "nobody"]).fails(3);
         assert_eq!(said.stderr, "error: there is no subscription \"nobody\"\nhint:  see `herald sub list`\n");
         let said = herald(&database, &["sub", "pause", "nobody"]).fails(3);
@@ -89,6 +94,10 @@ both! {
 
     /// E-31: a store in test mode is for programs in test mode, and the other way round.
     async fn e31_test_mode_is_not_mixed_up(database: TestDatabase) {
+        // A mistake in the mode makes nothing.
+        herald(&database, &["--test-mode", "user", "notify", "user1", "hello"]).fails(3);
+        herald(&database, &["user", "notify", "user1", ""]).fails(2);
+        assert!(herald(&database, &["store", "status"]).ok().contains("(missing)"));
         herald(&database, &["store", "setup", "--test-clock", "2026-01-01T00:00:00Z"]).ok();
         herald(&database, &["user", "notify", "user1", "hello"]).fails(78);
         herald(&database, &["worker"]).fails(78);
@@ -168,8 +177,12 @@ fn a_file_that_is_no_database() {
     let file = folder.path().join("notes.txt");
     std::fs::write(&file, "these are my notes, and not a database at all\n".repeat(100)).unwrap();
     let url = format!("sqlite:{}", file.display());
-    let said = on(&url, &["user", "notify", "user1", "hello"]).fails(3);
-    assert!(said.stderr.contains("not a database"), "{said:?}");
+    for arguments in
+        [&["user", "notify", "user1", "hello"][..], &["user", "inbox", "user1"], &["store", "status"]]
+    {
+        let said = on(&url, arguments).fails(78);
+        assert!(said.stderr.contains("not a database") && !said.stderr.contains("store setup"), "{said:?}");
+    }
     assert!(std::fs::read_to_string(&file).unwrap().starts_with("these are my notes"));
 }
 
@@ -182,6 +195,49 @@ async fn a_file_that_may_only_be_read() {
     assert!(said.stderr.contains("readonly"), "{said:?}");
     let said = on(&url, &["worker"]).fails(78);
     assert!(said.stderr.contains("readonly"), "{said:?}");
+}
+
+/// A database that would be gone at once takes nothing.
+#[test]
+fn a_database_in_memory() {
+    for url in ["sqlite::memory:", "sqlite:x.db?mode=memory"] {
+        on(url, &["user", "notify", "user1", "hello"]).fails(78);
+    }
+}
+
+/// What other people wrote is shown, and not obeyed.
+#[test]
+fn messages_cannot_command_a_terminal_or_forge_a_line() {
+    let database = TestDatabase::sqlite();
+    herald(&database, &["user", "notify", "user1", "\u{1b}[2Jgone\n* fake (id: 1)\u{202e}"]).ok();
+    herald(&database, &["worker", "--until-caught-up"]).ok();
+    for format in ["table", "plain"] {
+        let inbox = herald(&database, &["user", "inbox", "user1", "-o", format]).ok();
+        assert_eq!(inbox.lines().count(), 2, "{inbox}");
+        assert!(!inbox.contains(['\u{1b}', '\u{202e}']), "{inbox}");
+    }
+    let inbox = herald(&database, &["user", "inbox", "user1", "-o", "json"]).json();
+    assert_eq!(inbox["data"][0]["message"], "\u{1b}[2Jgone\n* fake (id: 1)\u{202e}");
+}
+
+/// Data that could not be written is not taken for written; what was asked for is done all the same.
+#[test]
+fn a_full_stdout_or_stderr() {
+    let database = TestDatabase::sqlite();
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let notify = |text: &str| command(database.url(), ["user", "notify", "user1", text]);
+    let code = notify("a").stderr(full()).status().unwrap().code();
+    assert_eq!(code, Some(0));
+    let said: Said = notify("b").stdout(full()).stderr(std::process::Stdio::piped()).output().unwrap().into();
+    assert!(said.fails(1).stderr.contains("stdout could not be written"));
+    assert_eq!(herald(&database, &["events", "list", "-o", "plain", "--no-header"]).ok().lines().count(), 2);
+    let refused = format!(
+        "{} user acknowledge user1 nope | true; exit ${{PIPESTATUS[0]}}",
+        crate::program::binary().display()
+    );
+    let mut shell = std::process::Command::new("bash");
+    let code = shell.args(["-c", &refused]).env("HERALD_DATABASE", database.url()).status().unwrap().code();
+    assert_eq!(code, Some(1));
 }
 
 #[test]

@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 use aggregate::{Provenance, Repository};
 use notification_subscribers::{User, UserCommand, UserContext, UserId};
 use store::Store;
-use testkit::both;
+use testkit::{Random, both};
 
 use crate::program::{Daemon, herald, until};
-use crate::random::Random;
 
 /// How often the daemon is killed.
 const KILLS: usize = 200;
@@ -63,7 +62,7 @@ both! {
         // No manual step: a daemon is started, nothing else.
         let start = Instant::now();
         let _daemon = Daemon::start(&database, &[]);
-        until(&database, &["sub", "show", "inbox_1"], |out| out.contains("lag 0 events"));
+        until(&database, &["sub", "show", "inbox_1"], |out| out.contains("lag 0 positions"));
         println!("caught up within {:?}", start.elapsed());
         let shown = herald(&database, &["sub", "show", "inbox_1", "-o", "json"]).json();
         assert_eq!(shown["data"]["status"], "active", "{shown}");
@@ -93,7 +92,7 @@ both! {
         }
         stop.send_replace(true);
         let pending = notifying.await.unwrap();
-        until(&database, &["sub", "show", "inbox_1"], |out| out.contains("lag 0 events"));
+        until(&database, &["sub", "show", "inbox_1"], |out| out.contains("lag 0 positions"));
         let sql = "SELECT COUNT(*) FROM acme_notifications_inbox";
         let rows: Option<(i64,)> = store.database().fetch_optional(sql, ()).await.unwrap();
         assert_eq!(usize::try_from(rows.unwrap().0).unwrap(), pending);

@@ -6,11 +6,10 @@ use store::{ExpectedVersion, Json, Store};
 use subscription_engine::{
     Criteria, Definition, Engine, EngineError, FaultPoint, Faults, Outcome, Settings, Status, Subscriber,
 };
-use testkit::{Collector, Held, KillSwitch, Scripted, both, position, positions};
+use testkit::{Collector, Held, KillSwitch, Random, Scripted, both, position, positions};
 
 use crate::engine::{Running, append, engine, look, only, until};
 use crate::given::all_events;
-use crate::random::Random;
 
 /// Cuts off one unit in so many, at a random moment.
 struct Unlucky {

@@ -9,7 +9,7 @@ fn run(database: &TestDatabase, daemon: Option<&Daemon>) {
     if daemon.is_none() {
         herald(database, &["worker", "--until-caught-up"]).ok();
     }
-    until(database, &["sub", "show", "inbox_1"], |out| out.contains("lag 0 events"));
+    until(database, &["sub", "show", "inbox_1"], |out| out.contains("lag 0 positions"));
 }
 
 fn notification_in(sent: &str) -> &str {
@@ -143,6 +143,22 @@ both! {
         );
     }
 
+    /// Work that is left undone is no success, whether it failed now or before.
+    async fn a_subscription_in_error_is_not_caught_up(database: TestDatabase) {
+        herald(&database, &["user", "notify", "user1", "hello"]).ok();
+        let store = database.open().await;
+        store.database().execute("ALTER TABLE acme_notifications_inbox RENAME TO mislaid", ()).await.unwrap();
+        for _ in 0..2 {
+            let said = herald(&database, &["worker", "--until-caught-up"]).fails(1);
+            assert!(said.stderr.contains("inbox_1 is in error"), "{said:?}");
+        }
+        store.database().execute("ALTER TABLE mislaid RENAME TO acme_notifications_inbox", ()).await.unwrap();
+        herald(&database, &["sub", "reactivate", "inbox_1"]).ok();
+        let said = herald(&database, &["worker", "--until-caught-up"]);
+        assert!(said.stderr.contains("caught up, 1 event(s) handled"), "{said:?}");
+        said.ok();
+    }
+
     /// E-05: who notifies on a bare machine and starts the worker later loses nothing.
     async fn e05_notify_on_a_bare_machine_then_start_the_worker(database: TestDatabase) {
         let said = herald(&database, &["user", "notify", "user1", "early"]);
@@ -166,4 +182,20 @@ both! {
         herald(&database, &["sub", "reactivate", "inbox_1"]).ok();
         until(&database, &["user", "inbox", "user1"], |out| out.starts_with("1 pending"));
     }
+}
+
+/// Neither a stopped server nor anything else holds up the end of the daemon for long.
+#[tokio::test]
+async fn a_daemon_ends_in_time_when_its_server_is_gone() {
+    let Some(cluster) = testkit::own_postgres_or_left_out("a_daemon_ends_in_time_when_its_server_is_gone")
+    else {
+        return;
+    };
+    let database = TestDatabase::schema_in(&cluster.url("postgres")).await;
+    let daemon = Daemon::start(&database, &[]);
+    until(&database, &["sub", "list"], |out| out.contains("active"));
+    drop(cluster);
+    let start = std::time::Instant::now();
+    assert_eq!(daemon.stop(), Some(143));
+    assert!(start.elapsed() < std::time::Duration::from_secs(30), "it took {:?}", start.elapsed());
 }

@@ -8,12 +8,12 @@ use sqlx::{Connection as _, Executor, PgConnection};
 use store::{
     Append, Connection, Event, ExpectedVersion, Filter, Head, Options, Position, Store, StoreError, Tx,
 };
-use testkit::{TestDatabase, both};
+use testkit::{Random, TestDatabase, both};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use self::oracle::{Delivered, Findings, Random, Read, WANTED, Wanted, judge};
+use self::oracle::{Delivered, Findings, Read, WANTED, Wanted, judge};
 use crate::given::{event, stream};
 
 /// Far above what an undisturbed read takes, and below the second for which a read waits at a hole.
@@ -48,7 +48,7 @@ both! {
         let _stranger = Stranger::begin(&database).await;
         let reader = async |after| read(&store, &Filter::all(), after).await;
 
-        let findings = judge(&database, Random::start(), Wanted::All, reader).await;
+        let findings = judge(&database, Random::seed(), Wanted::All, reader).await;
 
         assert_eq!(findings, Findings::default());
     }
@@ -59,7 +59,7 @@ both! {
         let filter = Filter::all().types([WANTED]);
         let reader = async |after| read(&store, &filter, after).await;
 
-        let findings = judge(&database, Random::start(), Wanted::OfType, reader).await;
+        let findings = judge(&database, Random::seed(), Wanted::OfType, reader).await;
 
         assert_eq!(findings, Findings::default());
     }
@@ -85,7 +85,7 @@ both! {
         });
         let reader = async |after| read(&store, &Filter::all(), after).await;
 
-        let findings = judge(&database, Random::start(), Wanted::All, reader).await;
+        let findings = judge(&database, Random::seed(), Wanted::All, reader).await;
 
         assert_eq!(findings, Findings::default());
         assert!(neighbours.try_join_next().is_none(), "a neighbour failed");
@@ -110,7 +110,7 @@ both! {
 /// A test of the judge: it must catch readers that are known to be wrong.
 async fn caught(name: &str, wanted: Wanted, sql: &'static str) {
     let Some(_) = testkit::postgres_or_left_out(name) else { return };
-    let start = Random::start();
+    let start = Random::seed();
     let mut run = 0;
     let until_caught = async {
         loop {
@@ -262,7 +262,7 @@ async fn s09_a_role_with_another_isolation_reads_and_appends_the_same() {
     tx.rollback().await;
 
     append(&store, "a-1").await;
-    let findings = judge(&database, Random::start(), Wanted::All, async |after| {
+    let findings = judge(&database, Random::seed(), Wanted::All, async |after| {
         read(&store, &Filter::all(), after).await
     })
     .await;

@@ -4,6 +4,7 @@
 mod append;
 mod bad_input;
 mod crash;
+mod demo;
 mod engine;
 mod engine_clock;
 mod engine_context;
@@ -18,7 +19,6 @@ mod given;
 mod notifications;
 mod open;
 mod program;
-mod random;
 mod read;
 mod repeated_append;
 mod safe_head;

@@ -63,7 +63,8 @@ impl Bench {
     }
 
     pub(crate) async fn store(&self) -> Result<Store, BoxError> {
-        let store = Store::open(&self.url("herald.db"), &Options::default(), &[store::MIGRATIONS]).await?;
+        let migrations = [store::MIGRATIONS, subscription_engine::MIGRATIONS];
+        let store = Store::open(&self.url("herald.db"), &Options::default(), &migrations).await?;
         let (store, _) = store.set_up(&Setup { view: TableName::new("events")?, test_clock: None }).await?;
         Ok(store)
     }

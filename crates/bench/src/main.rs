@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release -p bench -- append
 //! cargo run --release -p bench -- append --rounds 9 --turn-ms 2000
+//! cargo run --release -p bench -- catchup
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
@@ -15,6 +16,7 @@
 //! run and dropped at its end. Without a PostgreSQL its part is left out, which is said.
 
 mod append;
+mod catchup;
 mod databases;
 mod rounds;
 
@@ -34,11 +36,14 @@ struct Arguments {
 enum Measurement {
     /// Single appends and batches, by one caller and by many.
     Append(rounds::Plan),
+    /// Catching up with 200,000 events, counting them and filling inboxes.
+    Catchup(rounds::Plan),
 }
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     match Arguments::parse().measurement {
         Measurement::Append(plan) => append::measure(&plan).await,
+        Measurement::Catchup(plan) => catchup::measure(&plan).await,
     }
 }

@@ -43,6 +43,21 @@ pub(crate) struct Spread {
 }
 
 impl Plan {
+    /// As [`Plan::compare`], where one call does so many things at once and a turn is one call.
+    pub(crate) async fn compare_whole_runs<R: Caller, H: Caller>(
+        &self,
+        database: &'static str,
+        what: String,
+        things: u32,
+        raw: Vec<R>,
+        herald: Vec<H>,
+    ) -> Result<Line, BoxError> {
+        let one_call = Self { turn_ms: 0, ..*self };
+        let line = one_call.compare(database, what, raw, herald).await?;
+        let each = f64::from(things);
+        Ok(Line { raw: line.raw.times(each), herald: line.herald.times(each), ..line })
+    }
+
     /// Lets the two take turns, the one who begins changing, and compares them round by round.
     pub(crate) async fn compare<R: Caller, H: Caller>(
         &self,
@@ -82,11 +97,13 @@ async fn calls_per_second<C: Caller>(callers: Vec<C>, turn: Duration) -> Result<
     for mut caller in callers {
         working.spawn(async move {
             let mut calls = 0_u32;
-            while start.elapsed() < turn {
+            loop {
                 caller.call().await?;
                 calls += 1;
+                if start.elapsed() >= turn {
+                    return Ok::<_, BoxError>((caller, calls));
+                }
             }
-            Ok::<_, BoxError>((caller, calls))
         });
     }
     let (mut callers, mut calls) = (Vec::new(), 0);
@@ -99,6 +116,10 @@ async fn calls_per_second<C: Caller>(callers: Vec<C>, turn: Duration) -> Result<
 }
 
 impl Spread {
+    fn times(self, factor: f64) -> Self {
+        Self { median: self.median * factor, least: self.least * factor, most: self.most * factor }
+    }
+
     fn of(mut figures: Vec<f64>) -> Self {
         figures.sort_by(f64::total_cmp);
         Self { median: figures[figures.len() / 2], least: figures[0], most: figures[figures.len() - 1] }

@@ -6,6 +6,7 @@ use subscription_engine::{Criteria, Engine, Outcome, Registry};
 
 use crate::config::Config;
 use crate::exit::{Code, Exit};
+use crate::output::note;
 
 /// The event store's name, as people configure and ask for it.
 pub(crate) const STORE_ID: &str = "Acme.Notifications:EventStore";
@@ -70,12 +71,16 @@ impl App {
         if store.schema().await? == Schema::Current {
             return Self::assemble(config, store, None).await;
         }
+        if config.test_mode {
+            return Err(Exit::new(Code::NotFound, "the event store is not set up yet")
+                .with_hint("run `herald store setup --test-clock TIME` to make one in test mode"));
+        }
         let (app, report) = Self::set_up(config, store, None).await?;
         let subscriptions = report.subscriptions.join(", ");
-        eprintln!(
+        note(&format!(
             "Set up the event store in {}; subscriptions: {subscriptions}",
             app.store.database().target().database
-        );
+        ));
         Ok(app)
     }
 
@@ -95,7 +100,7 @@ impl App {
         for (id, outcome) in app.engine.set_up(&Criteria::all(), false).await? {
             match outcome {
                 Outcome::Became { .. } => subscriptions.push(id),
-                outcome => eprintln!("{id}: {}", crate::cli::outcome_text(&outcome)),
+                outcome => note(&format!("{id}: {}", crate::cli::outcome_text(&outcome))),
             }
         }
         Ok((app, SetupReport { migrations, subscriptions }))

@@ -21,7 +21,7 @@ use crate::exit::Exit;
 use crate::output::Format;
 use crate::{demo, worker};
 
-pub(crate) use sub::outcome_text;
+pub(crate) use sub::{known, outcome_text};
 
 /// An event log, subscriptions that never skip an event, and the notifications they deliver.
 #[derive(Debug, Parser)]
@@ -51,7 +51,7 @@ pub(crate) struct Global {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
     /// Work on a store in test mode, whose clock is set by hand
-    #[arg(long, global = true, env = "HERALD_TEST_MODE")]
+    #[arg(long, global = true, env = "HERALD_TEST_MODE", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) test_mode: bool,
     /// Do not ask before what cannot be undone
     #[arg(short, long, global = true)]
@@ -114,10 +114,15 @@ impl Cli {
     pub(crate) async fn run(self) -> Result<u8, Exit> {
         worker::log_to_stderr(self.global.verbose, matches!(self.command, Command::Worker(_)));
         let global = &self.global;
+        let command = match self.command {
+            // On a database of its own, whatever is configured.
+            Command::Demo(arguments) => return demo::run(arguments).await,
+            command => command,
+        };
         let config = Config::load(global)?;
-        match self.command {
+        match command {
+            Command::Demo(_) => {}
             Command::Worker(arguments) => return worker::run(&config, arguments).await,
-            Command::Demo(arguments) => demo::run(arguments).await?,
             Command::User(command) => user::run(&config, global, command).await?,
             Command::Sub(command) => sub::run(&config, global, command).await?,
             Command::Projection(command) => projection::run(&config, global, command).await?,
@@ -138,7 +143,7 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
 }
 
 /// An outcome that is no success ends the command with the code for it.
-fn code_of(outcome: &Outcome) -> Option<crate::exit::Code> {
+pub(crate) fn code_of(outcome: &Outcome) -> Option<crate::exit::Code> {
     use crate::exit::Code;
     match outcome {
         Outcome::Busy | Outcome::Waiting { .. } => Some(Code::Busy),

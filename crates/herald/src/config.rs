@@ -23,7 +23,7 @@ pub(crate) struct Config {
 
 impl Config {
     pub(crate) fn load(global: &Global) -> Result<Self, Exit> {
-        let url = match (&global.database, environment(DATABASE)) {
+        let url = match (&global.database, environment(DATABASE)?) {
             (Some(url), _) if has_password(url) => {
                 return Err(Exit::new(
                     Code::Usage,
@@ -33,10 +33,10 @@ impl Config {
             }
             (Some(url), _) => checked(url, Code::Usage)?,
             (None, Some(url)) => checked(&url, Code::Configuration)?,
-            (None, None) => format!("sqlite:{}", default_file().display()),
+            (None, None) => format!("sqlite:{}", default_file()?.display()),
         };
         let mut options = Options::default();
-        if let Some(file) = environment(PASSWORD_FILE) {
+        if let Some(file) = environment(PASSWORD_FILE)? {
             let text = std::fs::read_to_string(&file).map_err(|error| {
                 Exit::new(
                     Code::Configuration,
@@ -49,8 +49,15 @@ impl Config {
     }
 }
 
-fn environment(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+/// A setting of the environment; an empty one is none.
+fn environment(name: &str) -> Result<Option<String>, Exit> {
+    match std::env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(Exit::new(Code::Configuration, format!("the environment variable {name} is not valid UTF-8")))
+        }
+    }
 }
 
 /// The user who runs this, for the history.
@@ -67,20 +74,15 @@ fn user() -> String {
         });
         Some(name.unwrap_or(id))
     };
-    environment("SUDO_USER")
-        .or_else(by_id)
-        .or_else(|| environment("USER"))
-        .unwrap_or_else(|| "unknown".to_owned())
+    std::env::var("SUDO_USER").ok().or_else(by_id).unwrap_or_else(|| "unknown".to_owned())
 }
 
+/// A URL that can be understood. What it says is not repeated: it may hold a password.
 fn checked(url: &str, code: Code) -> Result<String, Exit> {
-    let is_known = ["sqlite:", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
-    if is_known {
-        return Ok(url.to_owned());
+    match store::Database::check_url(url) {
+        Ok(()) => Ok(url.to_owned()),
+        Err(error) => Err(Exit::new(code, error.to_string())),
     }
-    let shown = url.split('@').next_back().unwrap_or_default();
-    Err(Exit::new(code, format!("{shown:?} is no database URL"))
-        .with_hint("write sqlite:FILE or postgres://USER@HOST/DATABASE"))
 }
 
 fn has_password(url: &str) -> bool {
@@ -94,13 +96,14 @@ fn has_password(url: &str) -> bool {
 }
 
 /// `herald.db` in the state folder: of the service, else of the user.
-fn default_file() -> PathBuf {
-    let folder = environment("STATE_DIRECTORY")
-        .map(PathBuf::from)
-        .or_else(|| environment("XDG_STATE_HOME").map(|folder| PathBuf::from(folder).join("herald")))
-        .or_else(|| environment("HOME").map(|folder| PathBuf::from(folder).join(".local/state/herald")))
-        .unwrap_or_else(|| PathBuf::from("."));
-    folder.join("herald.db")
+fn default_file() -> Result<PathBuf, Exit> {
+    // systemd gives a list where a unit has several; the first is ours.
+    let service = environment("STATE_DIRECTORY")?;
+    let service = service.as_deref().and_then(|folders| folders.split(':').next()).map(PathBuf::from);
+    let of_user = environment("XDG_STATE_HOME")?.map(|folder| PathBuf::from(folder).join("herald"));
+    let home = environment("HOME")?.map(|folder| PathBuf::from(folder).join(".local/state/herald"));
+    let folder = service.or(of_user).or(home).unwrap_or_else(|| PathBuf::from("."));
+    Ok(folder.join("herald.db"))
 }
 
 #[cfg(test)]

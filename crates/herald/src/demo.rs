@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::process::{Child, Command};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app;
 use crate::config::{Config, DATABASE};
@@ -27,7 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(50);
 
-pub(crate) async fn run(arguments: Arguments) -> Result<(), Exit> {
+pub(crate) async fn run(arguments: Arguments) -> Result<u8, Exit> {
+    let mut signals = Signals::new()?;
     let folder = tempfile::Builder::new().prefix("herald-demo-").tempdir()?;
     let stage = Stage {
         program: std::env::current_exe()?,
@@ -35,10 +37,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Exit> {
     };
     let mut daemon = stage.start_daemon(&folder.path().join("worker.log"))?;
     let result = tokio::select! {
-        result = tour(&stage, arguments.serve) => result,
+        result = tour(&stage, arguments.serve) => result.map(|()| 0),
         // Not an end that anybody asked for.
         status = daemon.wait() => Err(Exit::new(Code::Failed, format!("the daemon ended by itself: {}", status?))),
-        _ = tokio::signal::ctrl_c() => Err(Exit::new(Code::Failed, "interrupted")),
+        code = signals.next() => Ok(code),
     };
     stage.stop_daemon(&mut daemon).await;
     folder.close()?;
@@ -84,7 +86,9 @@ async fn tour(stage: &Stage, serve: bool) -> Result<(), Exit> {
     stage.shown(&["sub", "reactivate", "inbox_1", "--reason", "the table is back"]).await?;
     stage.until("the inbox has two", &["user", "inbox", "user1"], |out| out.starts_with("2 pending")).await?;
     stage.shown(&["user", "inbox", "user1"]).await?;
-    stage.until("it is at the head", &["sub", "show", "inbox_1"], |out| out.contains("lag 0 events")).await?;
+    stage
+        .until("it is at the head", &["sub", "show", "inbox_1"], |out| out.contains("lag 0 positions"))
+        .await?;
     stage.shown(&["sub", "list"]).await?;
     stage.shown(&["events", "list"]).await?;
 
@@ -102,6 +106,31 @@ fn chapter(text: &str) {
     line("");
     line(text);
     line("");
+}
+
+/// Whoever ends the demo, it cleans up first.
+struct Signals([(Signal, u8); 4]);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self([
+            (signal(SignalKind::interrupt())?, 130),
+            (signal(SignalKind::terminate())?, 143),
+            (signal(SignalKind::hangup())?, 129),
+            (signal(SignalKind::quit())?, 131),
+        ]))
+    }
+
+    /// The exit code that says which one came.
+    async fn next(&mut self) -> u8 {
+        let Self([(interrupt, a), (terminate, b), (hangup, c), (quit, d)]) = self;
+        tokio::select! {
+            _ = interrupt.recv() => *a,
+            _ = terminate.recv() => *b,
+            _ = hangup.recv() => *c,
+            _ = quit.recv() => *d,
+        }
+    }
 }
 
 struct Stage {
@@ -123,8 +152,11 @@ impl Stage {
 
     fn start_daemon(&self, log: &Path) -> Result<Child, Exit> {
         let log = std::fs::File::create(log)?;
-        // A group of its own: Ctrl-C is for the demo, which then ends the daemon in an orderly way.
-        Ok(self.command().arg("worker").stdout(Stdio::null()).stderr(log).process_group(0).spawn()?)
+        // A group of its own: Ctrl-C is for the demo, which then ends the daemon in an orderly way. Should the
+        // demo be killed, the daemon sees its stdin end and goes as well.
+        let mut daemon = self.command();
+        daemon.args(["worker", "--until-stdin-ends"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
+        Ok(daemon.process_group(0).spawn()?)
     }
 
     async fn stop_daemon(&self, daemon: &mut Child) {

@@ -5,6 +5,8 @@ use std::fmt;
 
 use store::{ConnectError, Fault, MigrateError, StoreError, messages};
 
+use crate::output::note;
+
 /// The exit codes, the same for every command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
@@ -83,14 +85,14 @@ impl Exit {
             let error = serde_json::json!({
                 "error": { "code": self.code.word(), "message": self.message, "hint": self.hint }
             });
-            eprintln!("{error}");
+            note(&error.to_string());
         } else if self.is_answer {
             crate::output::line(&self.message);
         } else {
-            eprintln!("error: {}", self.message);
+            note(&format!("error: {}", self.message));
         }
         if let (Some(hint), false) = (&self.hint, as_json) {
-            eprintln!("hint:  {hint}");
+            note(&format!("hint:  {hint}"));
         }
         self.code as u8
     }
@@ -124,9 +126,8 @@ impl<E: Error + 'static> From<E> for Exit {
                 "check the user and the password (HERALD_DATABASE__PASSWORD_FILE, PGPASSFILE)",
             ),
             Fault::ReadOnly => (Code::NotAllowed, "check the rights on the database file and its folder"),
-            Fault::NoSuchDatabase => {
-                (Code::NotFound, "check the name of the database, or run `herald store setup`")
-            }
+            Fault::NoSuchDatabase => (Code::NotFound, "check the name of the database"),
+            Fault::Damaged => (Code::Configuration, "name another file, or restore this one from a backup"),
             Fault::Transient => (Code::Busy, "try again in a moment"),
             Fault::Other => return Self::new(Code::Failed, message),
         };

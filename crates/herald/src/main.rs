@@ -15,6 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::cli::{Cli, with_spaces};
+use crate::exit::{Code, Exit};
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(with_spaces(std::env::args_os()));
@@ -22,11 +23,15 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: could not start: {error}");
-            return ExitCode::from(1);
+            return ExitCode::from(
+                Exit::new(Code::Failed, format!("could not start: {error}")).report(as_json),
+            );
         }
     };
     let code = match runtime.block_on(cli.run()) {
+        Ok(0) if output::stdout_failed() => {
+            Exit::new(Code::Failed, "stdout could not be written; what was asked for is done").report(as_json)
+        }
         Ok(code) => code,
         Err(exit) => exit.report(as_json),
     };

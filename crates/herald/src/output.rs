@@ -1,6 +1,8 @@
 //! What goes to stdout: the data, in the form asked for. Talk goes to stderr.
 
+use std::borrow::Cow;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
@@ -27,42 +29,84 @@ impl Format {
     }
 }
 
-/// Writes a line to stdout. Whoever closed the pipe has seen enough: the program ends quietly.
+/// Set when stdout took something no more, though somebody was there to read it.
+static STDOUT_FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Writes a line of text to stdout, with nothing in it that a terminal would obey.
 pub(crate) fn line(text: &str) {
-    if writeln!(std::io::stdout().lock(), "{text}").is_err() {
-        std::process::exit(0);
+    write_line(&visible(text));
+}
+
+/// Writes a line to stdout. Whoever closed the pipe has seen enough: what was asked for is done all the same.
+fn write_line(text: &str) {
+    if let Err(error) = writeln!(std::io::stdout().lock(), "{text}")
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        STDOUT_FAILED.store(true, Ordering::Relaxed);
     }
+}
+
+/// Whether data was lost on its way out.
+pub(crate) fn stdout_failed() -> bool {
+    STDOUT_FAILED.load(Ordering::Relaxed)
+}
+
+/// Says something to the person, on stderr. If nobody can hear it, nothing follows from that.
+pub(crate) fn note(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", visible(text));
+}
+
+/// The text with escapes in place of what a terminal would obey: control characters, and marks that turn the
+/// direction of writing. What other people wrote must not move the cursor or forge a line.
+pub(crate) fn visible(text: &str) -> Cow<'_, str> {
+    let is_obeyed = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}')
+    };
+    if !text.contains(is_obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| if is_obeyed(c) { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(escaped).collect())
 }
 
 /// Writes data that is one thing.
 pub(crate) fn json(schema: &str, data: &impl Serialize) -> Result<(), Exit> {
-    let document = serde_json::json!({ "schema": schema, "data": data, "next": null });
-    line(&document.to_string());
+    json_page(schema, data, None)
+}
+
+/// Writes a page of data, with where the next one begins.
+fn json_page(schema: &str, data: &impl Serialize, next: Option<&str>) -> Result<(), Exit> {
+    let document = serde_json::json!({ "schema": schema, "data": data, "next": next });
+    write_line(&document.to_string());
     Ok(())
 }
 
-/// Writes a list: columns for people, objects for programs.
+/// Writes a list: columns for people, objects for programs, and where the next page begins.
 pub(crate) fn list<T: Serialize>(
     format: Format,
     no_header: bool,
     schema: &str,
     header: &[&str],
     items: &[T],
+    next: Option<&str>,
     columns: impl Fn(&T) -> Vec<String>,
 ) -> Result<(), Exit> {
     match format {
-        Format::Json => return json(schema, &items),
+        Format::Json => return json_page(schema, &items, next),
         Format::Jsonl => {
             for item in items {
-                line(&serde_json::to_string(item)?);
+                write_line(&serde_json::to_string(item)?);
             }
         }
         Format::Plain => {
             if !no_header {
-                line(&header.join("\t").to_lowercase());
+                write_line(&header.join("\t").to_lowercase());
             }
             for item in items {
-                line(&columns(item).join("\t"));
+                let columns: Vec<String> =
+                    columns(item).iter().map(|text| visible(text).into_owned()).collect();
+                write_line(&columns.join("\t"));
             }
         }
         Format::Table => {
@@ -72,13 +116,14 @@ pub(crate) fn list<T: Serialize>(
                 table.set_header(header.to_vec());
             }
             for item in items {
-                table.add_row(columns(item));
+                table
+                    .add_row(columns(item).iter().map(|text| visible(text).into_owned()).collect::<Vec<_>>());
             }
             for column in table.column_iter_mut() {
                 column.set_padding((0, 2));
             }
             for text in table.lines() {
-                line(text.trim_end());
+                write_line(text.trim_end());
             }
         }
     }
@@ -95,4 +140,15 @@ pub(crate) fn duration(duration: std::time::Duration) -> String {
 pub(crate) fn moment(instant: store::Timestamp) -> String {
     let micros = instant.as_micros();
     store::Timestamp::from_micros(micros - micros.rem_euclid(1_000_000)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_instead() {
+        assert_eq!(visible("plain ü 💌"), "plain ü 💌");
+        assert_eq!(visible("a\u{1b}[2Jb\nc\td\u{9b}\u{202e}"), r"a\u{1b}[2Jb\nc\td\u{9b}\u{202e}");
+    }
 }

@@ -4,19 +4,24 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Args;
-use subscription_engine::{Criteria, Outcome, Worker};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use subscription_engine::{Criteria, Status, Worker};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::App;
-use crate::cli::outcome_text;
+use crate::cli::{code_of, known, outcome_text};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
+use crate::output::note;
 
 /// The wait for a database that is not there, at first and at most.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
+/// How long the end of the program waits for connections to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 #[command(
@@ -35,6 +40,9 @@ pub(crate) struct Arguments {
     /// End when nothing moves any more
     #[arg(long)]
     until_caught_up: bool,
+    /// End when stdin does, so that whoever started this process never leaves it behind
+    #[arg(long)]
+    until_stdin_ends: bool,
 }
 
 /// Logs to stderr: sentences for people on a terminal, JSON elsewhere. HERALD_LOG sets what is logged.
@@ -44,9 +52,19 @@ pub(crate) fn log_to_stderr(verbosity: u8, is_worker: bool) {
         (0, true) | (1, _) => "info,sqlx=warn",
         _ => "debug,sqlx=info",
     };
-    let filter = EnvFilter::try_from_env("HERALD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let filter = match std::env::var("HERALD_LOG").ok().filter(|filter| !filter.is_empty()) {
+        None => EnvFilter::new(level),
+        Some(given) => EnvFilter::try_new(&given).unwrap_or_else(|error| {
+            note(&format!("HERALD_LOG is not understood ({error}); logging {level}"));
+            EnvFilter::new(level)
+        }),
+    };
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        // A log that cannot be written is no reason to fall over.
+        .log_internal_errors(false);
     // A second call, in a test, changes nothing.
     let _ = if std::io::stderr().is_terminal() {
         builder.try_init()
@@ -56,18 +74,21 @@ pub(crate) fn log_to_stderr(verbosity: u8, is_worker: bool) {
 }
 
 pub(crate) async fn run(config: &Config, arguments: Arguments) -> Result<u8, Exit> {
-    let mut signals = Signals::new()?;
-    let app = tokio::select! {
-        app = open_when_there(config) => app?,
-        code = signals.next() => return Ok(code),
-    };
     let given = |list: Vec<String>| (!list.is_empty()).then_some(list);
     let criteria = Criteria { ids: given(arguments.ids), groups: given(arguments.groups) };
     if arguments.once || arguments.until_caught_up {
+        let app = App::open_or_set_up(config).await?;
+        let criteria = known(&app, criteria).await?;
         let result = catch_up(&app, &criteria, arguments.once).await;
         app.store.close().await;
         return result.map(|()| 0);
     }
+    let mut signals = Signals::new(arguments.until_stdin_ends)?;
+    let app = tokio::select! {
+        app = open_when_there(config) => app?,
+        code = signals.next() => return Ok(code),
+    };
+    let criteria = known(&app, criteria).await.map_err(Exit::of_daemon)?;
     let engine = app.engine.clone().on_behalf_of("worker");
     let (stop, mut stopped) = watch::channel(0_u8);
     let watcher = tokio::spawn(async move {
@@ -93,7 +114,8 @@ pub(crate) async fn run(config: &Config, arguments: Arguments) -> Result<u8, Exi
         }
     };
     watcher.abort();
-    app.store.close().await;
+    // A server that is gone must not hold up the end.
+    let _ = tokio::time::timeout(CLOSE_LIMIT, app.store.close()).await;
     result.map_err(Exit::of_daemon)?;
     tracing::info!("the worker has stopped");
     Ok(*stopped.borrow())
@@ -125,13 +147,19 @@ async fn catch_up(app: &App, criteria: &Criteria, once: bool) -> Result<(), Exit
         app.engine.catch_up(criteria).await?
     };
     for (id, outcome) in &report {
-        eprintln!("{id}: {}", outcome_text(outcome));
+        note(&format!("{id}: {}", outcome_text(outcome)));
     }
-    match report.iter().find(|(_, outcome)| matches!(outcome, Outcome::Failed { .. })) {
-        Some((id, _)) => {
-            Err(Exit::new(Code::Failed, format!("{id} failed"))
-                .with_hint(format!("see `herald sub show {id}`")))
-        }
+    // Also what was in error before, and so was not even tried, is work left undone.
+    let overviews = app.engine.status(criteria).await?;
+    if let Some(stuck) =
+        overviews.iter().find(|overview| overview.subscription.state.status() == Status::Error)
+    {
+        let id = &stuck.subscription.id;
+        return Err(Exit::new(Code::Failed, format!("{id} is in error"))
+            .with_hint(format!("see `herald sub show {id}`")));
+    }
+    match report.iter().find_map(|(id, outcome)| code_of(outcome).map(|code| (id, code))) {
+        Some((id, code)) => Err(Exit::new(code, format!("{id} has not caught up"))),
         None => Ok(()),
     }
 }
@@ -140,17 +168,31 @@ async fn catch_up(app: &App, criteria: &Criteria, once: bool) -> Result<(), Exit
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// Resolves when stdin ends; never, if that does not matter.
+    orphaned: BoxFuture<'static, ()>,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    fn new(until_stdin_ends: bool) -> std::io::Result<Self> {
+        let orphaned = async move {
+            if !until_stdin_ends
+                || tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await.is_err()
+            {
+                std::future::pending::<()>().await;
+            }
+        };
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            orphaned: Box::pin(orphaned.fuse()),
+        })
     }
 
     async fn next(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 130,
             _ = self.terminate.recv() => 143,
+            () = &mut self.orphaned => 143,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use store::{DomainEvent, Event, Sql, Store, Timestamp};
+use store::{DomainEvent, Event, Position, Sql, Store, Timestamp};
 use subscription_engine::{BoxError, Context, Definition, Subscriber};
 
 use crate::events::{UserHasAcknowledgedNotification, UserWasNotified};
@@ -25,7 +25,8 @@ impl Subscriber for InboxProjector {
         let inbox = context.table("inbox")?;
         let tx = context.tx().await?;
         tx.execute(Sql::named(CREATE, &inbox), ()).await?;
-        tx.execute(Sql::named("CREATE INDEX {t}_of ON {t} (user_id, timestamp)", &inbox), ()).await?;
+        tx.execute(Sql::named("CREATE INDEX {t}_of ON {t} (user_id, timestamp, position)", &inbox), ())
+            .await?;
         Ok(())
     }
 
@@ -41,12 +42,12 @@ impl Subscriber for InboxProjector {
 
 const CREATE: &str = "CREATE TABLE {t} (
     notification_id TEXT NOT NULL, user_id TEXT NOT NULL, message TEXT NOT NULL, timestamp TIMESTAMPTZ NOT NULL,
-    PRIMARY KEY (notification_id, user_id))";
-const INSERT: &str = "INSERT INTO {t} (notification_id, user_id, message, timestamp) VALUES {rows}
+    position BIGINT NOT NULL, PRIMARY KEY (notification_id, user_id))";
+const INSERT: &str = "INSERT INTO {t} (notification_id, user_id, message, timestamp, position) VALUES {rows}
     ON CONFLICT (notification_id, user_id) DO NOTHING";
 const DELETE: &str = "DELETE FROM {t} WHERE (notification_id, user_id) IN (VALUES {rows})";
 
-type Pending = (String, String, String, Timestamp);
+type Pending = (String, String, String, Timestamp, Position);
 type Acknowledged = (String, String);
 
 /// What a page comes to: rows to put in, and the keys of rows to take out.
@@ -56,7 +57,7 @@ fn fold(events: &[Event]) -> Result<(Vec<Pending>, Vec<Acknowledged>), BoxError>
     for event in events {
         if let Some(notified) = event.decode::<UserWasNotified>() {
             let UserWasNotified { user_id, notification_id, message, timestamp } = notified?;
-            pending.insert((notification_id, user_id), (message, timestamp));
+            pending.insert((notification_id, user_id), (message, timestamp, event.position));
         } else if let Some(done) = event.decode::<UserHasAcknowledgedNotification>() {
             let done = done?;
             let key = (done.notification_id, done.user_id);
@@ -64,7 +65,10 @@ fn fold(events: &[Event]) -> Result<(Vec<Pending>, Vec<Acknowledged>), BoxError>
             acknowledged.push(key);
         }
     }
-    let pending = pending.into_iter().map(|((id, user), (message, at))| (id, user, message, at)).collect();
+    let pending = pending
+        .into_iter()
+        .map(|((id, user), (message, at, position))| (id, user, message, at, position))
+        .collect();
     Ok((pending, acknowledged))
 }
 
@@ -98,13 +102,13 @@ impl Inbox {
         Ok(row.map_or(0, |row| row.0))
     }
 
-    /// The notifications that are pending for a user, oldest first, at most `limit`.
-    pub async fn for_user(&self, user_id: &str, limit: i64) -> sqlx::Result<Vec<InboxItem>> {
+    /// The notifications that are pending for a user, oldest first, at most `limit`, without the first `skip`.
+    pub async fn for_user(&self, user_id: &str, limit: i64, skip: i64) -> sqlx::Result<Vec<InboxItem>> {
         let sql = "SELECT notification_id, message, timestamp FROM acme_notifications_inbox
                     WHERE user_id = $1
-                    ORDER BY timestamp, notification_id
-                    LIMIT $2";
-        self.store.database().fetch_all(sql, (user_id, limit)).await
+                    ORDER BY timestamp, position
+                    LIMIT $2 OFFSET $3";
+        self.store.database().fetch_all(sql, (user_id, limit, skip)).await
     }
 
     /// Whether a notification is pending for a user, as far as the inbox has got (NEOS-45). Decisions are

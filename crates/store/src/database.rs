@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
     SqliteSynchronous,
@@ -29,7 +29,9 @@ const SQLITE_WRITER_LOOK: Duration = Duration::from_millis(3);
 /// Read-only connections to one SQLite file: pages are read beside the writer, and more do not read faster.
 const SQLITE_READERS: u32 = 4;
 /// How long a task waits for a connection of its pool before it gives up.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a server may take to answer the first time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A pooled connection that was used this recently is taken as alive.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// A session that holds the append lock and goes silent is ended by the server after this time.
@@ -157,8 +159,8 @@ pub enum ConnectError {
     /// There is no such file, and it was not to be created.
     #[error("there is no database file {}", .0.display())]
     NoSuchFile(PathBuf),
-    /// The file or its folder cannot be created.
-    #[error("could not create the database file {}", .0.display())]
+    /// The file or its folder cannot be reached or created.
+    #[error("could not open or create the database file {}", .0.display())]
     CannotCreate(PathBuf, #[source] std::io::Error),
     /// The database answered, or could not be reached.
     #[error("could not connect to {target}")]
@@ -176,16 +178,15 @@ impl Database {
     ///
     /// A new SQLite file gets mode 0600, its folder 0700: the log holds what people were told.
     pub async fn connect(url: &str, options: &Options) -> Result<Self, ConnectError> {
-        let invalid = |error: sqlx::Error| ConnectError::InvalidUrl { reason: error.to_string() };
-        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            let connect = PgConnectOptions::from_str(url).map_err(invalid)?;
-            Self::connect_postgres(connect, options).await
-        } else if url.starts_with("sqlite:") {
-            let connect = SqliteConnectOptions::from_str(url).map_err(invalid)?;
-            Self::connect_sqlite(connect, options).await
-        } else {
-            Err(ConnectError::InvalidUrl { reason: "unknown kind of database".to_owned() })
+        match Address::parse(url)? {
+            Address::Postgres(connect) => Self::connect_postgres(*connect, options).await,
+            Address::Sqlite(connect) => Self::connect_sqlite(*connect, options).await,
         }
+    }
+
+    /// Says what is wrong with a URL, if anything is, without connecting.
+    pub fn check_url(url: &str) -> Result<(), ConnectError> {
+        Address::parse(url).map(drop)
     }
 
     async fn connect_postgres(connect: PgConnectOptions, options: &Options) -> Result<Self, ConnectError> {
@@ -205,7 +206,9 @@ impl Database {
         let target = format!("{}:{}", connect.get_host(), connect.get_port());
         // The pool would repeat a refused connection until its time is up; the first one fails at once.
         let refused = |source| ConnectError::Refused { target, source };
-        let first = connect.clone().disable_statement_logging().connect().await.map_err(refused)?;
+        let first = tokio::time::timeout(CONNECT_TIMEOUT, connect.clone().connect()).await;
+        let silent = || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer"));
+        let first = first.map_err(|_| silent()).and_then(|first| first).map_err(refused)?;
         let _ = first.close().await;
         let pool = PgPoolOptions::new()
             .max_connections(options.connections)
@@ -221,11 +224,12 @@ impl Database {
 
     async fn connect_sqlite(connect: SqliteConnectOptions, options: &Options) -> Result<Self, ConnectError> {
         let file = connect.get_filename().to_owned();
-        if !file.exists() {
+        let cannot = |error| ConnectError::CannotCreate(file.clone(), error);
+        if !file.try_exists().map_err(cannot)? {
             if !options.create {
                 return Err(ConnectError::NoSuchFile(file));
             }
-            create_private(&file).map_err(|error| ConnectError::CannotCreate(file.clone(), error))?;
+            create_private(&file).map_err(cannot)?;
         }
         let synchronous = match options.durability {
             Durability::Full => SqliteSynchronous::Full,
@@ -238,6 +242,12 @@ impl Database {
             .foreign_keys(true)
             .optimize_on_close(false, None);
         let refused = |source| ConnectError::Refused { target: file.display().to_string(), source };
+        // Who only looks must not change the file; ours is in this mode from its creation on.
+        let writing = if options.create {
+            connect.clone().journal_mode(SqliteJournalMode::Wal)
+        } else {
+            connect.clone()
+        };
         let writer = SqlitePoolOptions::new()
             .max_connections(1)
             .after_connect(|connection, _| {
@@ -250,7 +260,7 @@ impl Database {
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
-            .connect_with(connect.clone().journal_mode(SqliteJournalMode::Wal))
+            .connect_with(writing)
             .await
             .map_err(refused)?;
         let readers = SqlitePoolOptions::new()
@@ -344,6 +354,35 @@ impl Database {
                 writer.close().await;
             }
             Self::Postgres { pool } => pool.close().await,
+        }
+    }
+}
+
+/// A URL that was understood.
+enum Address {
+    Postgres(Box<PgConnectOptions>),
+    Sqlite(Box<SqliteConnectOptions>),
+}
+
+impl Address {
+    fn parse(url: &str) -> Result<Self, ConnectError> {
+        let invalid = |reason: &str| ConnectError::InvalidUrl { reason: reason.to_owned() };
+        let malformed = |error: sqlx::Error| ConnectError::InvalidUrl { reason: error.to_string() };
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            let connect = PgConnectOptions::from_str(url).map_err(malformed)?;
+            match connect.get_ssl_mode() {
+                PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer => {
+                    Ok(Self::Postgres(Box::new(connect)))
+                }
+                _ => Err(invalid("sslmode asks for TLS, which this program is built without")),
+            }
+        } else if url.starts_with("sqlite:") {
+            if url.contains(":memory:") || url.contains("mode=memory") {
+                return Err(invalid("a database in memory would be gone when the command ends"));
+            }
+            Ok(Self::Sqlite(Box::new(SqliteConnectOptions::from_str(url).map_err(malformed)?)))
+        } else {
+            Err(invalid("unknown kind of database"))
         }
     }
 }

@@ -17,8 +17,10 @@ pub enum Fault {
     NotAllowed,
     /// The database or its file cannot be written.
     ReadOnly,
-    /// There is no such database, or the file is not one.
+    /// There is no such database.
     NoSuchDatabase,
+    /// The file is no database, or a damaged one.
+    Damaged,
     /// Something else: a bug, or a value that does not fit.
     Other,
 }
@@ -55,6 +57,8 @@ impl Fault {
             ConnectError::NoSuchFile(_) => Self::NoSuchDatabase,
             ConnectError::CannotCreate(..) => Self::ReadOnly,
             ConnectError::InvalidUrl { .. } => Self::Other,
+            // Whatever went wrong on the way there: a name that is not known, a port that stays silent.
+            ConnectError::Refused { source: sqlx::Error::Io(_), .. } => Self::Unreachable,
             ConnectError::Refused { source, .. } => Self::of_sqlx(source),
         }
     }
@@ -87,7 +91,7 @@ impl Fault {
             return match number & 0xFF {
                 5 | 6 | 10 | 13 => Self::Transient,
                 8 | 14 => Self::ReadOnly,
-                26 | 11 => Self::NoSuchDatabase,
+                26 | 11 => Self::Damaged,
                 _ => Self::Other,
             };
         }

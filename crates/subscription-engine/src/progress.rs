@@ -1,5 +1,6 @@
 //! The operations that move subscriptions on: boot, run, catch up, replay; and the one step they are made of.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use store::{Position, ReadError, Timestamp, messages};
@@ -46,6 +47,7 @@ impl Engine {
     /// handled as well.
     pub async fn catch_up(&self, criteria: &Criteria) -> Result<Report, EngineError> {
         let rounds = self.settings().catch_up_rounds;
+        let mut handled = BTreeMap::<String, u64>::new();
         for _ in 0..rounds {
             let before = self.store().head().await?.position;
             let mut report = self.set_up(criteria, false).await?;
@@ -56,6 +58,13 @@ impl Engine {
             report.extend(self.run(criteria, None).await?);
             let moved = |outcome: &Outcome| matches!(outcome, Outcome::CaughtUp { events } if *events > 0);
             let idle = set_up == 0 && !report.iter().any(|(_, outcome)| moved(outcome));
+            for (id, outcome) in &mut report {
+                if let Outcome::CaughtUp { events } = outcome {
+                    let total = handled.entry(id.clone()).or_default();
+                    *total += *events;
+                    *events = *total;
+                }
+            }
             if idle && self.store().head().await?.position == before {
                 return Ok(report);
             }

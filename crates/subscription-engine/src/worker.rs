@@ -18,6 +18,8 @@ use crate::worker_row;
 
 /// How often a worker says that it is there.
 const BEAT: Duration = Duration::from_secs(5);
+/// How long the end of a worker waits for its row to go.
+const FORGET_LIMIT: Duration = Duration::from_secs(2);
 /// The row of a worker that was silent for this long is deleted.
 const DEAD_FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
 /// How long a subscription that another worker has is left alone.
@@ -68,7 +70,11 @@ impl Worker {
         stopping.send_replace(true);
         engine.store().announce();
         let ended: Vec<_> = ended_early.into_iter().chain(join_all(tasks).await).collect();
-        worker_row::forget_worker(engine.store().database(), self.id).await?;
+        // Without its row it would only be taken as alive for a while; that must not hold up the end.
+        let forget = worker_row::forget_worker(engine.store().database(), self.id);
+        if !matches!(tokio::time::timeout(FORGET_LIMIT, forget).await, Ok(Ok(()))) {
+            tracing::warn!("could not note that this worker has ended; others will see by its silence");
+        }
         // Whatever is left here is another worker's.
         engine.store().announce();
         ended.into_iter().for_each(resume_panic);
@@ -97,7 +103,8 @@ impl Worker {
     async fn keep_beating(self, stopping: watch::Receiver<bool>) {
         while !stopped_within(BEAT, stopping.clone()).await {
             if let Err(error) = self.beat().await {
-                tracing::warn!(%error, "could not note that this worker is alive; trying again");
+                let why = messages(&error).join(": ");
+                tracing::warn!("could not note that this worker is alive: {why}; trying again");
             }
         }
     }
@@ -108,7 +115,10 @@ impl Worker {
         let mut followed = HashSet::new();
         while !*stopping.borrow() {
             match self.engine.select(&self.criteria).await {
-                Err(error) => tracing::warn!(%error, "could not look for subscriptions; trying again"),
+                Err(error) => {
+                    let why = messages(&error).join(": ");
+                    tracing::warn!("could not look for subscriptions: {why}; trying again");
+                }
                 Ok(subscriptions) => {
                     for subscription in subscriptions {
                         let id = subscription.id;

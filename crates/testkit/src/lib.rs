@@ -4,12 +4,14 @@
 
 mod cluster;
 mod database;
+mod random;
 mod server;
 mod shared;
 mod subscribers;
 
 pub use cluster::{Cluster, ClusterError};
 pub use database::{T0, TestDatabase};
+pub use random::Random;
 pub use server::{NoServer, Server};
 pub use shared::{own_postgres_or_left_out, postgres_or_left_out, shared_postgres_url};
 pub use subscribers::{Collector, Failing, Held, KillSwitch, Scene, Scripted, position, positions};

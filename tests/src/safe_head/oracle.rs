@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use store::{Append, ExpectedVersion, NewEvent, Position, Store};
-use testkit::TestDatabase;
+use testkit::{Random, TestDatabase};
 use tokio::task::JoinSet;
 
 use crate::given::{event, stream};
@@ -64,7 +64,7 @@ pub(crate) async fn judge(
     let mut writers = JoinSet::new();
     for number in 0..WRITERS {
         let (store, random) =
-            (database.open().await, Random(seed.wrapping_mul(WRITERS).wrapping_add(number)));
+            (database.open().await, Random::from_seed(seed.wrapping_mul(WRITERS).wrapping_add(number)));
         // SQLite has one writer: whoever dawdles there stops all the others, and no reader.
         let idle_at = (number == 0 && database.is_postgres()).then_some(APPENDS_OF_EACH / 2);
         writers.spawn(write(store, random, idle_at));
@@ -171,26 +171,5 @@ fn compare(
         twice: times.values().filter(|times| **times > 1).count(),
         out_of_order: out_of_order.count(),
         unfounded: acknowledged.iter().filter(|position| !in_table.contains(position)).count(),
-    }
-}
-
-/// SplitMix64: small, and the same numbers everywhere for the same start.
-pub(crate) struct Random(u64);
-
-impl Random {
-    /// The start of a run, printed so that it can be repeated with `HERALD_TEST_SEED`.
-    pub(crate) fn start() -> u64 {
-        let given = std::env::var("HERALD_TEST_SEED").ok();
-        let start = given.map_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0, |text| text.parse().unwrap());
-        println!("HERALD_TEST_SEED={start}");
-        start
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % bound
     }
 }

@@ -84,20 +84,30 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
     let app = App::open(config).await?;
     match command {
         Command::List(arguments) => {
+            let limit = usize::from(arguments.limit);
             let rows = select(&app, arguments).await?;
+            let next = rows.last().filter(|_| rows.len() == limit).map(|row| row.position.clone());
             let header = ["POSITION", "RECORDED", "TYPE", "STREAM", "VERSION", "ID"];
-            list(global.output, global.no_header, "herald.events.list/1", &header, &rows, |row| {
-                let recorded = row.recorded_at.to_string();
-                let id = row.id.to_string();
-                vec![
-                    row.position.clone(),
-                    recorded,
-                    row.event_type.clone(),
-                    row.stream.clone(),
-                    row.version.clone(),
-                    id,
-                ]
-            })
+            list(
+                global.output,
+                global.no_header,
+                "herald.events.list/1",
+                &header,
+                &rows,
+                next.as_deref(),
+                |row| {
+                    let recorded = row.recorded_at.to_string();
+                    let id = row.id.to_string();
+                    vec![
+                        row.position.clone(),
+                        recorded,
+                        row.event_type.clone(),
+                        row.stream.clone(),
+                        row.version.clone(),
+                        id,
+                    ]
+                },
+            )
         }
         Command::Show { event } => {
             let row = Row::from(find(&app, &event).await?);

@@ -10,7 +10,7 @@ use crate::cli::store::rule;
 use crate::cli::{Global, outcome_text};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
-use crate::output::{json, line};
+use crate::output::{json, line, note};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -101,7 +101,7 @@ async fn replay(config: &Config, global: &Global, name: &str) -> Result<(), Exit
         let percent = if head.0 > 0 { position.0 * 100 / head.0 } else { 100 };
         if percent >= shown + 5 && percent < 100 {
             shown = percent;
-            eprintln!("{} {percent} % {position}/{head}", projection.name);
+            note(&format!("{} {percent} % {position}/{head}", projection.name));
         }
     };
     let outcome = app.engine.replay(&projection.id, reason, progress).await?;

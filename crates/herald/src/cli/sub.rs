@@ -2,7 +2,7 @@
 
 mod show;
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::cli::{Global, code_of};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
-use crate::output::{duration, json, line, list};
+use crate::output::{duration, json, line, list, note};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -134,16 +134,40 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         Command::Remove(which) => {
             let criteria = known(&app, which.criteria()).await?;
             confirm_removal(&app, global, &criteria).await?;
-            told(global, "remove", &engine.remove(&criteria, &reason("removed")).await?, "nothing to remove")
+            let report = engine.remove(&criteria, &reason("removed")).await?;
+            told(global, "remove", &report, "nothing to remove")?;
+            warn_of_workers(&app).await
         }
     };
     app.store.close().await;
     result
 }
 
+/// What is removed while a worker knows its subscriber comes back.
+async fn warn_of_workers(app: &App) -> Result<(), Exit> {
+    if !app.engine.live_workers().await?.is_empty() {
+        note(
+            "A worker is running: it sets up again what its program has a subscriber for. (`sub pause` stops that.)",
+        );
+    }
+    Ok(())
+}
+
 /// An id that nobody knows is a mistake, not an empty selection.
-async fn known(app: &App, criteria: Criteria) -> Result<Criteria, Exit> {
+pub(crate) async fn known(app: &App, criteria: Criteria) -> Result<Criteria, Exit> {
+    if criteria == Criteria::all() {
+        return Ok(criteria);
+    }
     let all = app.engine.status(&Criteria::all()).await?;
+    for group in criteria.groups.iter().flatten() {
+        if all.iter().all(|overview| overview.subscription.group != *group) {
+            let mut groups: Vec<&str> =
+                all.iter().map(|overview| overview.subscription.group.as_str()).collect();
+            groups.dedup();
+            return Err(Exit::new(Code::NotFound, format!("there is no subscription in a group {group:?}"))
+                .with_hint(format!("there are: {}", groups.join(", "))));
+        }
+    }
     for id in criteria.ids.iter().flatten() {
         if all.iter().all(|overview| overview.subscription.id != *id) {
             let ids: Vec<&str> = all.iter().map(|overview| overview.subscription.id.as_str()).collect();
@@ -185,7 +209,7 @@ impl Row {
             lag_seconds: overview.waiting_since.map(|since| now.since(since).as_secs()),
             attempt: subscription.attempt,
             next_retry,
-            note: note(overview, now),
+            note: what_to_know(overview, now),
         }
     }
 
@@ -198,7 +222,7 @@ impl Row {
 }
 
 /// What an operator must know of it, in a few words.
-fn note(overview: &Overview, now: Timestamp) -> String {
+fn what_to_know(overview: &Overview, now: Timestamp) -> String {
     let attempts = overview.max_attempts.map_or_else(String::new, |max| format!(" of {max}"));
     match &overview.subscription.state {
         State::Error { failure, next_retry: Some(at), .. } => format!(
@@ -223,7 +247,7 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
     let now = app.store.clock().now().await?;
     let rows: Vec<Row> = overviews.iter().map(|overview| Row::new(overview, now)).collect();
     let header = ["ID", "GROUP", "STATUS", "POSITION", "LAG", "NOTE"];
-    list(global.output, global.no_header, "herald.sub.list/1", &header, &rows, |row| {
+    list(global.output, global.no_header, "herald.sub.list/1", &header, &rows, None, |row| {
         vec![
             row.id.clone(),
             row.group.clone(),
@@ -235,7 +259,7 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
     })?;
     let in_error: Vec<&Row> = rows.iter().filter(|row| row.status == Status::Error).collect();
     if let Some(first) = in_error.first() {
-        eprintln!("{} in error. See why: herald sub show {}", in_error.len(), first.id);
+        note(&format!("{} in error. See why: herald sub show {}", in_error.len(), first.id));
     }
     Ok(())
 }
@@ -259,7 +283,7 @@ fn told(global: &Global, verb: &str, report: &Report, if_none: &str) -> Result<(
             line(&format!("{}: {}", told.id, told.outcome));
         }
         if told.is_empty() {
-            eprintln!("{if_none}");
+            note(if_none);
         }
     }
     let undone: Vec<&str> = told.iter().filter(|told| !told.done).map(|told| told.id).collect();
@@ -318,8 +342,7 @@ async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Res
     if !input.is_terminal() {
         return Err(Exit::new(Code::Usage, format!("{what}, and needs confirmation")).with_hint("add --yes"));
     }
-    eprint!("{what}. Continue? [y/N] ");
-    std::io::stderr().flush()?;
+    note(&format!("{what}. Continue? [y/N]"));
     let mut answer = String::new();
     input.lock().read_line(&mut answer)?;
     match answer.trim() {

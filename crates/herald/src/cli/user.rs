@@ -1,16 +1,16 @@
 //! `herald user`: what people do with notifications.
 
 use ::store::{Fault, Timestamp};
-use aggregate::{ExecuteError, Provenance, Repository};
+use aggregate::{Aggregate, ExecuteError, Provenance, Repository};
 use clap::Subcommand;
-use notification_subscribers::{Inbox, User, UserCommand, UserContext, UserId, UserRefusal};
+use notification_subscribers::{Inbox, User, UserCommand, UserContext, UserId, UserRefusal, UserState};
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::cli::{Global, parse_time};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
-use crate::output::{Format, json, line, list};
+use crate::output::{Format, json, line, list, note};
 
 /// Notifications shown at once.
 const SHOWN: i64 = 1_000;
@@ -33,6 +33,9 @@ pub(crate) enum Command {
     Inbox {
         /// Whose
         user: String,
+        /// Leave out the first ones
+        #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+        skip: u32,
     },
     /// Acknowledge a notification
     #[command(after_help = "Example:\n  herald user acknowledge user1 fdf70c75-daa5-46d5-8cae-a2290e290d79")]
@@ -56,7 +59,7 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
             }
             line(&format!("Sent notification {notification} to user {user}."));
         }
-        Command::Inbox { user } => return inbox(config, global, &user).await,
+        Command::Inbox { user, skip } => return inbox(config, global, &user, i64::from(skip)).await,
         Command::Acknowledge { user, notification } => {
             let acknowledge = UserCommand::Acknowledge { notification_id: notification.clone() };
             execute(config, &user, acknowledge, None).await?;
@@ -77,6 +80,7 @@ async fn execute(
     at: Option<Timestamp>,
 ) -> Result<(), Exit> {
     let user_id = checked(user)?;
+    refuse_at_once(&user_id, &command)?;
     let app = App::open_or_set_up(config).await?;
     let clock = app.store.clock();
     if at.is_some() && !clock.is_manual() {
@@ -102,11 +106,22 @@ async fn execute(
     }
 }
 
+/// What no past can allow is refused before anything is opened or made.
+fn refuse_at_once(user_id: &UserId, command: &UserCommand) -> Result<(), Exit> {
+    let context = UserContext { user_id: user_id.clone(), now: Timestamp::from_micros(0) };
+    match User::decide(&UserState::default(), command, &context) {
+        Err(refusal @ (UserRefusal::EmptyMessage | UserRefusal::MessageTooLong(_))) => {
+            Err(Exit::new(Code::Usage, refusal.to_string()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn checked(user: &str) -> Result<UserId, Exit> {
     UserId::new(user).map_err(|error| Exit::new(Code::Usage, error.to_string()))
 }
 
-async fn inbox(config: &Config, global: &Global, user: &str) -> Result<(), Exit> {
+async fn inbox(config: &Config, global: &Global, user: &str, skip: i64) -> Result<(), Exit> {
     let user_id = checked(user)?;
     let app = App::open(config).await?;
     let inbox = Inbox::new(app.store.clone());
@@ -120,7 +135,8 @@ async fn inbox(config: &Config, global: &Global, user: &str) -> Result<(), Exit>
         }
         result => result?,
     };
-    let items = inbox.for_user(user_id.as_str(), SHOWN).await?;
+    let items = inbox.for_user(user_id.as_str(), SHOWN, skip).await?;
+    let next = (skip + SHOWN < count).then(|| (skip + SHOWN).to_string());
     if global.output == Format::Table {
         line(&format!("{count} pending message(s) for user {user_id}:"));
         for item in &items {
@@ -142,16 +158,18 @@ async fn inbox(config: &Config, global: &Global, user: &str) -> Result<(), Exit>
             })
             .collect();
         let header = ["NOTIFICATION", "TIMESTAMP", "MESSAGE"];
-        list(global.output, global.no_header, "herald.user.inbox/1", &header, &items, |item| {
-            vec![
-                item.notification.to_owned(),
-                item.timestamp.to_string(),
-                item.message.replace(['\t', '\n'], " "),
-            ]
-        })?;
+        list(
+            global.output,
+            global.no_header,
+            "herald.user.inbox/1",
+            &header,
+            &items,
+            next.as_deref(),
+            |item| vec![item.notification.to_owned(), item.timestamp.to_string(), item.message.to_owned()],
+        )?;
     }
-    if count > SHOWN {
-        eprintln!("The oldest {SHOWN} are shown.");
+    if let (Some(next), false) = (next, global.output.is_json()) {
+        note(&format!("There are more: add --skip {next}."));
     }
     Ok(())
 }

@@ -24,10 +24,34 @@ struct Shown<'a> {
     lag: String,
     attempt: u32,
     next_retry: Option<Timestamp>,
-    failure: Option<&'a Failure>,
+    failure: Option<Failed<'a>>,
     has_worker: bool,
     history: Vec<Past<'a>>,
     next: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Failed<'a> {
+    chain: &'a [String],
+    at: Timestamp,
+    position: Option<String>,
+    event_id: Option<uuid::Uuid>,
+    event_type: Option<&'a str>,
+    stream: Option<&'a str>,
+}
+
+impl<'a> From<&'a Failure> for Failed<'a> {
+    fn from(failure: &'a Failure) -> Self {
+        let event = failure.event.as_ref();
+        Self {
+            chain: &failure.chain,
+            at: failure.at,
+            position: event.map(|event| event.position.to_string()),
+            event_id: event.map(|event| event.id),
+            event_type: event.map(|event| event.event_type.as_str()),
+            stream: event.map(|event| event.stream.as_str()),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -63,8 +87,8 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
     field("status", &status(&overview, now));
     let position = subscription.position.map_or_else(|| "-".to_owned(), |position| position.to_string());
     let lag = match overview.waiting_since {
-        Some(since) => format!("{} events, {}", overview.lag, duration(now.since(since))),
-        None => format!("{} events", overview.lag),
+        Some(since) => format!("{} positions, {}", overview.lag, duration(now.since(since))),
+        None => format!("{} positions", overview.lag),
     };
     field("position", &format!("{position}   head {head}   lag {lag}"));
     if let State::Error { failure, .. } = &subscription.state {
@@ -84,7 +108,7 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
 fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -> Shown<'a> {
     let subscription = &overview.subscription;
     let (failure, next_retry) = match &subscription.state {
-        State::Error { failure, next_retry, .. } => (Some(failure), *next_retry),
+        State::Error { failure, next_retry, .. } => (Some(Failed::from(failure)), *next_retry),
         _ => (None, None),
     };
     let past = |line: &'a HistoryLine| Past {

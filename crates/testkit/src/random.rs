@@ -2,18 +2,29 @@
 
 /// A small generator (SplitMix64).
 #[derive(Debug)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new() -> Self {
-        let given = std::env::var("HERALD_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = given
-            .unwrap_or_else(|| u64::from_le_bytes(uuid::Uuid::new_v4().as_bytes()[..8].try_into().unwrap()));
-        println!("HERALD_TEST_SEED={seed}");
+    #[expect(clippy::new_without_default, reason = "two of them are never equal")]
+    /// With a new seed, or the one that was asked for.
+    pub fn new() -> Self {
+        Self::from_seed(Self::seed())
+    }
+
+    /// With this seed.
+    pub fn from_seed(seed: u64) -> Self {
         Self(seed)
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// A seed, printed so that the run can be repeated.
+    pub fn seed() -> u64 {
+        let given = std::env::var("HERALD_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
+        println!("HERALD_TEST_SEED={seed}");
+        seed
+    }
+
+    fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -21,7 +32,7 @@ impl Random {
     }
 
     /// A number below this one.
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 }
