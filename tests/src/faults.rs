@@ -109,7 +109,7 @@ async fn s27_a_file_that_is_no_database_is_left_alone() {
 
     let (fault, sentence) = told(open(&format!("sqlite:{}", file.display())).await.unwrap_err());
 
-    assert_eq!(fault, Fault::NoSuchDatabase, "{sentence}");
+    assert_eq!(fault, Fault::Damaged, "{sentence}");
     assert!(sentence.contains("letter.txt") && sentence.contains("not a database"), "{sentence}");
     assert_eq!(fs::read_to_string(&file).unwrap(), text);
 }
@@ -129,7 +129,7 @@ async fn s27_a_file_that_is_missing_or_cannot_be_made() {
     let below = folder.path().join("file/below.db");
     let (fault, sentence) = told(open(&format!("sqlite:{}", below.display())).await.unwrap_err());
     assert_eq!(fault, Fault::ReadOnly, "{sentence}");
-    assert!(sentence.starts_with("could not create the database file "), "{sentence}");
+    assert!(sentence.starts_with("could not open or create the database file "), "{sentence}");
 
     for url in ["mysql://localhost/db", "herald.db", "sqlite:x.db?mode=sideways"] {
         let (fault, sentence) = told(open(url).await.unwrap_err());

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use store::{Options, Secret};
+use store::{Durability, Options, Secret};
 
 use crate::cli::Global;
 use crate::exit::{Code, Exit};
@@ -10,6 +10,7 @@ use crate::exit::{Code, Exit};
 /// The environment variable that names the database.
 pub(crate) const DATABASE: &str = "HERALD_DATABASE";
 const PASSWORD_FILE: &str = "HERALD_DATABASE__PASSWORD_FILE";
+const DURABILITY: &str = "HERALD_DATABASE__DURABILITY";
 
 /// What a command needs to reach its database.
 #[derive(Clone, Debug)]
@@ -45,6 +46,14 @@ impl Config {
             })?;
             options.password = Some(Secret::new(text.trim_end_matches(['\r', '\n'])));
         }
+        options.durability = match environment(DURABILITY)?.as_deref() {
+            None | Some("full") => Durability::Full,
+            Some("power-cut-may-lose-commits") => Durability::PowerCutMayLoseCommits,
+            Some(other) => {
+                return Err(Exit::new(Code::Configuration, format!("{DURABILITY} cannot be {other:?}"))
+                    .with_hint("write full or power-cut-may-lose-commits"));
+            }
+        };
         Ok(Self { url, options, test_mode: global.test_mode, who: user() })
     }
 }

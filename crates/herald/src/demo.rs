@@ -36,6 +36,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<u8, Exit> {
         url: format!("sqlite:{}", folder.path().join("herald.db").display()),
     };
     let mut daemon = stage.start_daemon(&folder.path().join("worker.log"))?;
+    // Open as long as the demo lives. (Waiting for the daemon would close it.)
+    let _lifeline = daemon.stdin.take();
     let result = tokio::select! {
         result = tour(&stage, arguments.serve) => result.map(|()| 0),
         // Not an end that anybody asked for.

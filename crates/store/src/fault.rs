@@ -143,7 +143,8 @@ mod tests {
             ),
             (Fault::NotAllowed, &["28P01", "28000", "42501"]),
             (Fault::ReadOnly, &["8", "264", "14", "25006"]),
-            (Fault::NoSuchDatabase, &["26", "11", "3D000", "3F000"]),
+            (Fault::NoSuchDatabase, &["3D000", "3F000"]),
+            (Fault::Damaged, &["26", "11"]),
             (Fault::Other, &["1", "19", "2067", "23505", "42P01", "22003", ""]),
         ];
         for (fault, codes) in cases {

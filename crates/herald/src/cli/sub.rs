@@ -47,6 +47,9 @@ pub(crate) enum Command {
     /// Set paused, failed, finished or detached subscriptions going again
     #[command(after_help = "Example:\n  herald sub reactivate inbox_1 --reason \"fixed\"")]
     Reactivate(Steering),
+    /// Tear down what is detached: drop its tables and forget it
+    #[command(after_help = "Example:\n  herald sub teardown old_1 --yes")]
+    Teardown(Steering),
     /// Remove subscriptions and drop their tables
     #[command(after_help = "Example:\n  herald sub remove inbox_1 --yes")]
     Remove(Steering),
@@ -130,6 +133,12 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
             let criteria = known(&app, which.criteria()).await?;
             let report = engine.reactivate(&criteria, &reason("reactivated")).await?;
             told(global, "reactivate", &report, "nothing to reactivate")
+        }
+        Command::Teardown(which) => {
+            let criteria = known(&app, which.criteria()).await?;
+            confirm_removal(&app, global, &criteria).await?;
+            let report = engine.tear_down_detached(&criteria, &reason("torn down")).await?;
+            told(global, "teardown", &report, "nothing is detached")
         }
         Command::Remove(which) => {
             let criteria = known(&app, which.criteria()).await?;
