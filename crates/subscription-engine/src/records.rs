@@ -209,7 +209,8 @@ pub(crate) async fn insert(tx: &mut Tx, subscription: &Subscription, who: &str) 
         )
         .await?;
     if added > 0 {
-        write_history(tx, subscription, None, "discovered", who).await?;
+        let status = subscription.state.status().word();
+        write_history(tx, subscription, None, status, "discovered", who).await?;
     }
     Ok(added > 0)
 }
@@ -249,7 +250,7 @@ pub(crate) async fn save(
         ),
     )
     .await?;
-    write_history(tx, subscription, Some(from), why, who).await
+    write_history(tx, subscription, Some(from), subscription.state.status().word(), why, who).await
 }
 
 /// Moves the position of a claimed row; says whether it stood where it was thought to stand.
@@ -285,26 +286,14 @@ pub(crate) async fn delete(
     who: &str,
 ) -> Result<(), RecordError> {
     tx.execute("DELETE FROM herald_subscriptions WHERE id = $1", (subscription.id.as_str(),)).await?;
-    tx.execute(
-        "INSERT INTO herald_subscription_history (subscription_id, at, from_status, to_status, position, why, who)
-         VALUES ($1, $2, $3, 'removed', $4, $5, $6)",
-        (
-            subscription.id.as_str(),
-            subscription.changed_at,
-            subscription.state.status().word(),
-            subscription.position,
-            why,
-            who,
-        ),
-    )
-    .await?;
-    Ok(())
+    write_history(tx, subscription, Some(subscription.state.status()), "removed", why, who).await
 }
 
 async fn write_history(
     tx: &mut Tx,
     subscription: &Subscription,
     from: Option<Status>,
+    to: &str,
     why: &str,
     who: &str,
 ) -> Result<(), RecordError> {
@@ -315,7 +304,7 @@ async fn write_history(
             subscription.id.as_str(),
             subscription.changed_at,
             from.map(Status::word),
-            subscription.state.status().word(),
+            to,
             subscription.position,
             why,
             who,
