@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! cargo run --release -p bench -- append
-//! cargo run --release -p bench -- append --rounds 9 --turn-ms 2000
-//! cargo run --release -p bench -- catchup
+//! cargo run --release -p bench -- append --rounds 15 --turns 40
+//! cargo run --release -p bench -- catchup --rounds 5
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
-//! limit: the same rows, written by hand through the same driver. The two take turns within each round, and
-//! the ratio is taken within a round, so that a busy minute of the machine meets both. The table on standard
+//! limit: the same rows, written by hand through the same driver. The two take many short turns within each
+//! round, and the ratio is taken within a round, so that a busy moment of the machine meets both. The table on standard
 //! output is Markdown.
 //!
 //! SQLite works on files in a temporary folder (`TMPDIR` chooses the disk). PostgreSQL is a throw-away cluster

@@ -14,8 +14,11 @@ pub(crate) struct Plan {
     /// Rounds of each case; the first one is thrown away.
     #[arg(long, default_value_t = 7)]
     rounds: usize,
-    /// How long each contender works in a round.
-    #[arg(long, default_value_t = 1_000)]
+    /// Turns of each contender in a round.
+    #[arg(long, default_value_t = 20)]
+    turns: usize,
+    /// How long a turn is: short, so that what else the machine does meets both alike.
+    #[arg(long, default_value_t = 50)]
     turn_ms: u64,
 }
 
@@ -52,14 +55,28 @@ impl Plan {
         raw: Vec<R>,
         herald: Vec<H>,
     ) -> Result<Line, BoxError> {
-        let one_call = Self { turn_ms: 0, ..*self };
-        let line = one_call.compare(database, what, raw, herald).await?;
+        let one_call = Self { turns: 1, turn_ms: 0, ..*self };
+        let line = one_call.take_turns(database, what, raw, herald).await?;
         let each = f64::from(things);
-        Ok(Line { raw: line.raw.times(each), herald: line.herald.times(each), ..line })
+        let line = Line { raw: line.raw.times(each), herald: line.herald.times(each), ..line };
+        eprintln!("{line}");
+        Ok(line)
     }
 
-    /// Lets the two take turns, the one who begins changing, and compares them round by round.
+    /// Lets the two take turns and compares them round by round.
     pub(crate) async fn compare<R: Caller, H: Caller>(
+        &self,
+        database: &'static str,
+        what: String,
+        raw: Vec<R>,
+        herald: Vec<H>,
+    ) -> Result<Line, BoxError> {
+        let line = self.take_turns(database, what, raw, herald).await?;
+        eprintln!("{line}");
+        Ok(line)
+    }
+
+    async fn take_turns<R: Caller, H: Caller>(
         &self,
         database: &'static str,
         what: String,
@@ -69,50 +86,65 @@ impl Plan {
         let turn = Duration::from_millis(self.turn_ms);
         let (mut raws, mut heralds) = (Vec::new(), Vec::new());
         for round in 0..=self.rounds.max(1) {
-            let (of_raw, of_herald);
-            if round % 2 == 0 {
-                (raw, of_raw) = calls_per_second(raw, turn).await?;
-                (herald, of_herald) = calls_per_second(herald, turn).await?;
-            } else {
-                (herald, of_herald) = calls_per_second(herald, turn).await?;
-                (raw, of_raw) = calls_per_second(raw, turn).await?;
+            let (mut of_raw, mut of_herald) = (Pace::default(), Pace::default());
+            for turn_of_round in 0..self.turns {
+                // The one who begins changes, so that neither always follows the other.
+                if (round + turn_of_round) % 2 == 0 {
+                    raw = of_raw.take_turn(raw, turn).await?;
+                    herald = of_herald.take_turn(herald, turn).await?;
+                } else {
+                    herald = of_herald.take_turn(herald, turn).await?;
+                    raw = of_raw.take_turn(raw, turn).await?;
+                }
             }
             // The first round fills caches and prepares statements.
             if round > 0 {
-                raws.push(of_raw);
-                heralds.push(of_herald);
+                raws.push(of_raw.calls_per_second());
+                heralds.push(of_herald.calls_per_second());
             }
         }
         let ratio = Spread::of(raws.iter().zip(&heralds).map(|(raw, herald)| herald / raw).collect());
-        let line = Line { database, what, raw: Spread::of(raws), herald: Spread::of(heralds), ratio };
-        eprintln!("{line}");
-        Ok(line)
+        Ok(Line { database, what, raw: Spread::of(raws), herald: Spread::of(heralds), ratio })
     }
 }
 
-/// Lets all callers work at the same time and gives them back.
-async fn calls_per_second<C: Caller>(callers: Vec<C>, turn: Duration) -> Result<(Vec<C>, f64), BoxError> {
-    let start = Instant::now();
-    let mut working = JoinSet::new();
-    for mut caller in callers {
-        working.spawn(async move {
-            let mut calls = 0_u32;
-            loop {
-                caller.call().await?;
-                calls += 1;
-                if start.elapsed() >= turn {
-                    return Ok::<_, BoxError>((caller, calls));
+/// What one contender did in the turns of a round.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    calls: u32,
+    took: Duration,
+}
+
+impl Pace {
+    /// Lets all callers work at the same time and gives them back.
+    async fn take_turn<C: Caller>(&mut self, callers: Vec<C>, turn: Duration) -> Result<Vec<C>, BoxError> {
+        let start = Instant::now();
+        let mut working = JoinSet::new();
+        for mut caller in callers {
+            working.spawn(async move {
+                let mut calls = 0;
+                loop {
+                    caller.call().await?;
+                    calls += 1;
+                    if start.elapsed() >= turn {
+                        return Ok::<_, BoxError>((caller, calls));
+                    }
                 }
-            }
-        });
+            });
+        }
+        let mut callers = Vec::new();
+        for done in working.join_all().await {
+            let (caller, calls) = done?;
+            callers.push(caller);
+            self.calls += calls;
+        }
+        self.took += start.elapsed();
+        Ok(callers)
     }
-    let (mut callers, mut calls) = (Vec::new(), 0);
-    for done in working.join_all().await {
-        let (caller, count) = done?;
-        callers.push(caller);
-        calls += count;
+
+    fn calls_per_second(&self) -> f64 {
+        f64::from(self.calls) / self.took.as_secs_f64()
     }
-    Ok((callers, f64::from(calls) / start.elapsed().as_secs_f64()))
 }
 
 impl Spread {
