@@ -7,6 +7,7 @@
 
 mod append;
 mod clock;
+mod connection;
 mod database;
 mod domain_event;
 mod event;
@@ -25,7 +26,8 @@ mod wake;
 
 pub use append::{Append, AppendError, Appended, ExpectedVersion, refuse_appends};
 pub use clock::{Clock, ClockError};
-pub use database::{ConnectError, Connection, Database, DatabaseKind, Durability, Options, Secret, Target};
+pub use connection::Connection;
+pub use database::{ConnectError, Database, DatabaseKind, Durability, Options, Secret, Target};
 pub use domain_event::{DomainEvent, UndecodableEvent};
 pub use event::{Event, InvalidEvent, MAX_APPEND_EVENTS, MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, NewEvent};
 pub use event::{Position, Version};

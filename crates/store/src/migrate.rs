@@ -6,7 +6,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::database::{Connection, Database, DatabaseKind};
+use crate::connection::Connection;
+use crate::database::{Database, DatabaseKind};
 use crate::store::Store;
 use crate::tx::Tx;
 

@@ -8,7 +8,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
-use crate::database::{Connection, DatabaseKind};
+use crate::connection::Connection;
+use crate::database::DatabaseKind;
 use crate::event::{Event, Position};
 use crate::json::Json;
 use crate::sql::Sql;

@@ -8,7 +8,8 @@ use std::fmt;
 
 use sqlx::AssertSqlSafe;
 
-use crate::database::{Connection, Database, DatabaseKind};
+use crate::connection::Connection;
+use crate::database::{Database, DatabaseKind};
 use crate::sql::Sql;
 use crate::values::{Record, Values};
 use crate::wake::Signal;

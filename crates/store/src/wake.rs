@@ -12,7 +12,8 @@ use std::time::Duration;
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 
-use crate::database::{Connection, Database};
+use crate::connection::Connection;
+use crate::database::Database;
 
 /// NOTIFYs of one process are at least this far apart.
 const NOTIFY_PAUSE: Duration = Duration::from_millis(5);
