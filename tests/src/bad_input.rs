@@ -96,6 +96,7 @@ both! {
     async fn e31_test_mode_is_not_mixed_up(database: TestDatabase) {
         // A mistake in the mode makes nothing.
         herald(&database, &["--test-mode", "user", "notify", "user1", "hello"]).fails(3);
+        herald(&database, &["--test-mode", "store", "setup"]).fails(3);
         herald(&database, &["user", "notify", "user1", ""]).fails(2);
         assert!(herald(&database, &["store", "status"]).ok().contains("(missing)"));
         herald(&database, &["store", "setup", "--test-clock", "2026-01-01T00:00:00Z"]).ok();

@@ -110,6 +110,12 @@ async fn status(config: &Config, global: &Global) -> Result<(), Exit> {
 }
 
 async fn setup(config: &Config, global: &Global, test_clock: Option<Timestamp>) -> Result<(), Exit> {
+    if config.test_mode && test_clock.is_none() {
+        // Which time a new one would begin at was not said; one that is there needs no more than this.
+        App::open(config)
+            .await
+            .map_err(|exit| exit.with_hint("add --test-clock TIME to make a store in test mode"))?;
+    }
     let store = connect(config, true).await?;
     let target = store.database().target();
     if !global.output.is_json() {
