@@ -91,7 +91,9 @@ impl Wake {
 
 /// The name on which processes that share a log notify each other: the same database and schema.
 const CHANNEL: &str = "SELECT 'herald_' || 'herald_positions'::regclass::oid::text";
-const NOTIFY: &str = "SELECT pg_notify('herald_' || 'herald_positions'::regclass::oid::text, '')";
+/// Sent as one message, and so one transaction; nobody needs its commit to reach the disk.
+const NOTIFY: &str = "SET LOCAL synchronous_commit TO off;
+     SELECT pg_notify('herald_' || 'herald_positions'::regclass::oid::text, '')";
 
 /// Sends what this process committed to the others, until told to stop; then once more if need be, so
 /// that a command which ends right after its append is heard.
@@ -112,7 +114,7 @@ pub(crate) async fn notify_others(database: Database, elsewhere: Arc<watch::Send
             pending = std::mem::replace(&mut outgoing.pending, false);
             false
         });
-        if pending && let Err(error) = sqlx::query(NOTIFY).execute(&pool).await {
+        if pending && let Err(error) = sqlx::raw_sql(NOTIFY).execute(&pool).await {
             tracing::debug!(%error, "could not notify other processes; they will look by themselves");
         }
         if now.stopped {
