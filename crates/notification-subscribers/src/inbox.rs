@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use store::{DomainEvent, Event, Position, Sql, Store, Timestamp};
+use store::{DomainEvent, Event, Store, Timestamp};
 use subscription_engine::{BoxError, Context, Definition, Subscriber};
 
 use crate::events::{UserHasAcknowledgedNotification, UserWasNotified};
@@ -22,20 +22,27 @@ impl Subscriber for InboxProjector {
     }
 
     async fn setup(&self, context: &mut Context<'_>) -> Result<(), BoxError> {
-        let inbox = context.table("inbox")?;
-        let tx = context.tx().await?;
-        tx.execute(Sql::named(CREATE, &inbox), ()).await?;
-        tx.execute(Sql::named("CREATE INDEX {t}_of ON {t} (user_id, timestamp, position)", &inbox), ())
-            .await?;
+        context.execute("inbox", CREATE, ()).await?;
+        context.execute("inbox", INDEX, ()).await?;
         Ok(())
     }
 
     async fn handle(&self, events: &[Event], context: &mut Context<'_>) -> Result<(), BoxError> {
-        let (pending, acknowledged) = fold(events)?;
-        let inbox = context.table("inbox")?;
-        let tx = context.tx().await?;
-        tx.execute_many(Sql::named(INSERT, &inbox), pending).await?;
-        tx.execute_many(Sql::named(DELETE, &inbox), acknowledged).await?;
+        let (mut pending, mut acknowledged) = (BTreeMap::new(), Vec::new());
+        for event in events {
+            if let Some(notified) = event.decode::<UserWasNotified>() {
+                let UserWasNotified { user_id, notification_id, message, timestamp } = notified?;
+                pending.insert((notification_id, user_id), (message, timestamp, event.position));
+            } else if let Some(done) = event.decode::<UserHasAcknowledgedNotification>() {
+                let done = done?;
+                let key = (done.notification_id, done.user_id);
+                pending.remove(&key);
+                acknowledged.push(key);
+            }
+        }
+        let row = |((id, user), (message, at, position))| (id, user, message, at, position);
+        context.execute_many("inbox", INSERT, pending.into_iter().map(row).collect()).await?;
+        context.execute_many("inbox", DELETE, acknowledged).await?;
         Ok(())
     }
 }
@@ -43,34 +50,10 @@ impl Subscriber for InboxProjector {
 const CREATE: &str = "CREATE TABLE {t} (
     notification_id TEXT NOT NULL, user_id TEXT NOT NULL, message TEXT NOT NULL, timestamp TIMESTAMPTZ NOT NULL,
     position BIGINT NOT NULL, PRIMARY KEY (notification_id, user_id))";
+const INDEX: &str = "CREATE INDEX {t}_of ON {t} (user_id, timestamp, position)";
 const INSERT: &str = "INSERT INTO {t} (notification_id, user_id, message, timestamp, position) VALUES {rows}
     ON CONFLICT (notification_id, user_id) DO NOTHING";
 const DELETE: &str = "DELETE FROM {t} WHERE (notification_id, user_id) IN (VALUES {rows})";
-
-type Pending = (String, String, String, Timestamp, Position);
-type Acknowledged = (String, String);
-
-/// What a page comes to: rows to put in, and the keys of rows to take out.
-fn fold(events: &[Event]) -> Result<(Vec<Pending>, Vec<Acknowledged>), BoxError> {
-    let mut pending = BTreeMap::new();
-    let mut acknowledged = Vec::new();
-    for event in events {
-        if let Some(notified) = event.decode::<UserWasNotified>() {
-            let UserWasNotified { user_id, notification_id, message, timestamp } = notified?;
-            pending.insert((notification_id, user_id), (message, timestamp, event.position));
-        } else if let Some(done) = event.decode::<UserHasAcknowledgedNotification>() {
-            let done = done?;
-            let key = (done.notification_id, done.user_id);
-            pending.remove(&key);
-            acknowledged.push(key);
-        }
-    }
-    let pending = pending
-        .into_iter()
-        .map(|((id, user), (message, at, position))| (id, user, message, at, position))
-        .collect();
-    Ok((pending, acknowledged))
-}
 
 /// What people read.
 #[derive(Clone, Debug)]

@@ -6,7 +6,10 @@
 
 use std::collections::HashMap;
 
-use store::{Append, Event, ExpectedVersion, Json, NewEvent, ReadError, StreamName, TableName, Tx, Version};
+use store::{
+    Append, Event, ExpectedVersion, Json, NewEvent, ReadError, Sql, StreamName, TableName, Tx, Values,
+    Version,
+};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -14,7 +17,7 @@ use uuid::Uuid;
 use crate::engine::Engine;
 use crate::gate::Passage;
 use crate::records::{self, Claim, RecordError, Session};
-use crate::subscriber::Definition;
+use crate::subscriber::{BoxError, Definition};
 use crate::subscription::Subscription;
 
 /// The namespace of ids that are derived from a cause.
@@ -147,6 +150,28 @@ impl<'a> Context<'a> {
             return Ok(self.tx.insert(tx));
         }
         self.tx.as_mut().ok_or(ContextError::Busy)
+    }
+
+    /// Runs a statement on a table of this subscriber, which the statement calls `{t}`.
+    pub async fn execute(
+        &mut self,
+        table: &str,
+        sql: &'static str,
+        values: impl Values,
+    ) -> Result<u64, BoxError> {
+        let sql = Sql::named(sql, &self.table(table)?);
+        Ok(self.tx().await?.execute(sql, values).await?)
+    }
+
+    /// Runs a statement with `{rows}` on a table of this subscriber, over all rows at once.
+    pub async fn execute_many<V: Values>(
+        &mut self,
+        table: &str,
+        sql: &'static str,
+        rows: Vec<V>,
+    ) -> Result<u64, BoxError> {
+        let sql = Sql::named(sql, &self.table(table)?);
+        Ok(self.tx().await?.execute_many(sql, rows).await?)
     }
 
     /// The name in the database of a table of this subscriber.
