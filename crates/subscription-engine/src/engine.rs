@@ -23,6 +23,7 @@ pub const WORKER_SILENCE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Engine(Arc<Inner>);
 
+#[derive(Clone)]
 struct Inner {
     store: Store,
     registry: Registry,
@@ -179,7 +180,7 @@ pub enum EngineError {
 pub struct Overview {
     /// Its row; for a subscriber that was not discovered yet, the row it would get.
     pub subscription: Subscription,
-    /// Events between its position and the head; an upper bound, since not all of them need be its own.
+    /// Positions between where it stands and the head: at most so many events are its own.
     pub lag: i64,
     /// When the next event that it has not handled was recorded.
     pub waiting_since: Option<Timestamp>,
@@ -202,33 +203,26 @@ impl Engine {
     #[must_use]
     pub fn with_settings(self, settings: Settings) -> Self {
         let settings = Settings { unit_events: settings.unit_events.max(1), ..settings };
-        self.rebuilt(|inner| Inner { settings, ..inner })
+        self.changed(|inner| inner.settings = settings)
     }
 
     /// With this name in the history of what is done.
     #[must_use]
     pub fn on_behalf_of(self, who: impl Into<String>) -> Self {
         let who = who.into();
-        self.rebuilt(|inner| Inner { who, ..inner })
+        self.changed(|inner| inner.who = who)
     }
 
     /// With units cut off where a test says so.
     #[must_use]
     pub fn with_faults(self, faults: Arc<dyn Faults>) -> Self {
-        self.rebuilt(|inner| Inner { faults: Some(faults), ..inner })
+        self.changed(|inner| inner.faults = Some(faults))
     }
 
-    fn rebuilt(self, change: impl FnOnce(Inner) -> Inner) -> Self {
-        let old = &self.0;
-        Self(Arc::new(change(Inner {
-            store: old.store.clone(),
-            registry: old.registry.clone(),
-            program: old.program.clone(),
-            who: old.who.clone(),
-            settings: old.settings,
-            gate: old.gate.clone(),
-            faults: old.faults.clone(),
-        })))
+    fn changed(self, change: impl FnOnce(&mut Inner)) -> Self {
+        let mut inner = (*self.0).clone();
+        change(&mut inner);
+        Self(Arc::new(inner))
     }
 
     /// The log it works on.
@@ -284,11 +278,11 @@ impl Engine {
     pub async fn discover(&self) -> Result<usize, EngineError> {
         refuse_inside_unit()?;
         let known = records::load_all(self.store().database()).await?;
-        let unknown: Vec<&Definition> = self
-            .registry()
-            .definitions()
-            .filter(|definition| known.iter().all(|subscription| subscription.id != definition.id))
-            .collect();
+        self.discover_beside(&known).await
+    }
+
+    async fn discover_beside(&self, known: &[Subscription]) -> Result<usize, EngineError> {
+        let unknown: Vec<&Definition> = self.undiscovered(known).collect();
         if unknown.is_empty() {
             return Ok(0);
         }
@@ -296,15 +290,22 @@ impl Engine {
         let mut added = 0;
         let mut tx = self.store().begin().await?;
         for definition in unknown {
-            let subscription = self.undiscovered(definition, now);
+            let subscription = self.first_row(definition, now);
             added += usize::from(records::insert(&mut tx, &subscription, self.who()).await?);
         }
         tx.commit().await?;
         Ok(added)
     }
 
+    /// The subscribers that have no row among these.
+    fn undiscovered<'a>(&'a self, known: &'a [Subscription]) -> impl Iterator<Item = &'a Definition> {
+        self.registry()
+            .definitions()
+            .filter(|definition| known.iter().all(|subscription| subscription.id != definition.id))
+    }
+
     /// The row that a subscriber gets when it is discovered.
-    fn undiscovered(&self, definition: &Definition, now: Timestamp) -> Subscription {
+    fn first_row(&self, definition: &Definition, now: Timestamp) -> Subscription {
         Subscription {
             id: definition.id.clone(),
             program: self.program().to_owned(),
@@ -326,18 +327,16 @@ impl Engine {
         let database = self.store().database();
         let mut subscriptions = records::load_all(database).await?;
         let now = self.clock().now().await?;
-        for definition in self.registry().definitions() {
-            if subscriptions.iter().all(|subscription| subscription.id != definition.id) {
-                subscriptions.push(self.undiscovered(definition, now));
-            }
-        }
+        let new: Vec<Subscription> =
+            self.undiscovered(&subscriptions).map(|definition| self.first_row(definition, now)).collect();
+        subscriptions.extend(new);
         subscriptions.sort_by(|a, b| a.id.cmp(&b.id));
         subscriptions.retain(|subscription| criteria.matches(&subscription.id, &subscription.group));
         let head = self.store().head().await?.position;
         let workers = self.live_workers().await?;
         let mut overviews = Vec::with_capacity(subscriptions.len());
         for subscription in subscriptions {
-            let lag = self.lag(&subscription, head);
+            let lag = Self::lag(&subscription, head);
             let waiting_since = if lag > 0 { self.next_recorded(&subscription).await? } else { None };
             let registered = self.registered(&subscription.id);
             let max_attempts = registered.map(|registered| registered.definition.retry.max_attempts());
@@ -347,9 +346,9 @@ impl Engine {
         Ok(overviews)
     }
 
-    /// Events up to the head that a subscription has not moved past; none for one that is done, nor for one
-    /// that begins at the head of the day on which it is set up.
-    fn lag(&self, subscription: &Subscription, head: Position) -> i64 {
+    /// Positions up to the head that a subscription has not moved past; none for one that is done, nor for one
+    /// that will begin at whatever is the head when it is set up.
+    fn lag(subscription: &Subscription, head: Position) -> i64 {
         match subscription.state.resume() {
             Resume::Finished => 0,
             Resume::New if subscription.run_mode == RunMode::FromNow => 0,
@@ -387,8 +386,11 @@ impl Engine {
     /// The discovered subscriptions that meet the criteria, by id.
     pub(crate) async fn select(&self, criteria: &Criteria) -> Result<Vec<Subscription>, EngineError> {
         refuse_inside_unit()?;
-        self.discover().await?;
         let mut subscriptions = records::load_all(self.store().database()).await?;
+        if self.undiscovered(&subscriptions).next().is_some() {
+            self.discover_beside(&subscriptions).await?;
+            subscriptions = records::load_all(self.store().database()).await?;
+        }
         subscriptions.retain(|subscription| criteria.matches(&subscription.id, &subscription.group));
         Ok(subscriptions)
     }

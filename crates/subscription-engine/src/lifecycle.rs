@@ -105,13 +105,13 @@ impl Engine {
 
     /// Stops what is Booting, Active or in Error, until it is reactivated.
     pub async fn pause(&self, criteria: &Criteria, reason: &str) -> Result<Report, EngineError> {
-        self.change_each(criteria, |_| Transition::Pause, reason).await
+        self.change_each(criteria, &Transition::Pause, reason).await
     }
 
     /// Sets going again what is Paused, in Error, Finished or Detached, as what it was; its error and
     /// attempts are forgotten, its position is kept.
     pub async fn reactivate(&self, criteria: &Criteria, reason: &str) -> Result<Report, EngineError> {
-        self.change_each(criteria, |_| Transition::Reactivate, reason).await
+        self.change_each(criteria, &Transition::Reactivate, reason).await
     }
 
     /// Detaches the subscriptions of this program that neither it nor any live worker knows.
@@ -134,33 +134,44 @@ impl Engine {
     async fn change_each(
         &self,
         criteria: &Criteria,
-        transition: impl Fn(&Subscription) -> Transition,
+        transition: &Transition,
         why: &str,
     ) -> Result<Report, EngineError> {
         let mut report = Report::new();
         for subscription in self.select(criteria).await? {
-            let transition = transition(&subscription);
-            let needs_code = transition == Transition::Reactivate;
+            let needs_code = *transition == Transition::Reactivate;
             let outcome = if needs_code && self.registered(&subscription.id).is_none() {
                 no_code(&subscription)
             } else {
-                self.change(&subscription.id, transition, why).await?
+                self.change(&subscription.id, transition.clone(), why).await?
             };
             report.push((subscription.id, outcome));
         }
         Ok(report)
     }
 
+    /// Begins a transaction that holds a subscription's claim, and waits for a worker to finish its unit; or says
+    /// why it could not be had.
+    pub(crate) async fn begin_claimed(
+        &self,
+        id: &str,
+    ) -> Result<Result<(Tx, Subscription, Session), Outcome>, EngineError> {
+        let mut tx = self.store().begin().await?;
+        let outcome = match records::claim_patiently(&mut tx, id).await? {
+            Claim::Held(subscription, session) => return Ok(Ok((tx, *subscription, session))),
+            Claim::Busy => Outcome::Busy,
+            Claim::Gone => Outcome::Refused { why: "there is no such subscription".to_owned() },
+        };
+        tx.rollback().await;
+        Ok(Err(outcome))
+    }
+
     /// One transition of one subscription, whatever worker is at it right now.
     async fn change(&self, id: &str, transition: Transition, why: &str) -> Result<Outcome, EngineError> {
         let now = self.clock().now().await?;
-        let mut tx = self.store().begin().await?;
-        let mut subscription = match records::claim_patiently(&mut tx, id).await? {
-            Claim::Held(subscription, _) => *subscription,
-            claim => {
-                tx.rollback().await;
-                return Ok(not_held(&claim));
-            }
+        let (mut tx, mut subscription, _) = match self.begin_claimed(id).await? {
+            Ok(claimed) => claimed,
+            Err(outcome) => return Ok(outcome),
         };
         let from = subscription.state.status();
         match next(&subscription.state, transition.clone()) {
@@ -232,13 +243,9 @@ impl Engine {
 
     async fn remove_one(&self, id: &str, reason: &str) -> Result<Outcome, EngineError> {
         let now = self.clock().now().await?;
-        let mut tx = self.store().begin().await?;
-        let (mut subscription, session) = match records::claim_patiently(&mut tx, id).await? {
-            Claim::Held(subscription, session) => (*subscription, session),
-            claim => {
-                tx.rollback().await;
-                return Ok(not_held(&claim));
-            }
+        let (mut tx, mut subscription, session) = match self.begin_claimed(id).await? {
+            Ok(claimed) => claimed,
+            Err(outcome) => return Ok(outcome),
         };
         let mut failure = None;
         if subscription.state != State::New {
@@ -256,11 +263,7 @@ impl Engine {
                 Err(Broken { tx: None, error }) => {
                     // The transaction was lost with the teardown; the row goes in one of its own.
                     failure = Some(Failure::new(&*error, None, now));
-                    let mut tx = self.store().begin().await?;
-                    if !matches!(records::claim_patiently(&mut tx, id).await?, Claim::Held(..)) {
-                        tx.rollback().await;
-                        return Ok(Outcome::Busy);
-                    }
+                    let Ok((tx, ..)) = self.begin_claimed(id).await? else { return Ok(Outcome::Busy) };
                     tx
                 }
             };
@@ -284,16 +287,14 @@ impl Engine {
 
     async fn tear_down_one(&self, id: &str, reason: &str) -> Result<Outcome, EngineError> {
         let now = self.clock().now().await?;
-        let mut tx = self.store().begin().await?;
-        let (mut subscription, session) = match records::claim_patiently(&mut tx, id).await? {
-            Claim::Held(subscription, session) if matches!(subscription.state, State::Detached { .. }) => {
-                (*subscription, session)
-            }
-            claim => {
-                tx.rollback().await;
-                return Ok(not_held(&claim));
-            }
+        let (tx, mut subscription, session) = match self.begin_claimed(id).await? {
+            Ok(claimed) => claimed,
+            Err(outcome) => return Ok(outcome),
         };
+        if !matches!(subscription.state, State::Detached { .. }) {
+            tx.rollback().await;
+            return Ok(Outcome::Refused { why: format!("it is {}", subscription.state.status()) });
+        }
         if self.registered(id).is_none() && subscription.clean_up.is_empty() {
             tx.rollback().await;
             return Ok(no_code(&subscription));
@@ -391,14 +392,6 @@ impl Broken {
             tx.rollback().await;
         }
         self.error
-    }
-}
-
-pub(crate) fn not_held(claim: &Claim) -> Outcome {
-    match claim {
-        Claim::Gone => Outcome::Refused { why: "there is no such subscription".to_owned() },
-        Claim::Busy => Outcome::Busy,
-        Claim::Held(now, _) => Outcome::Refused { why: format!("it is {}", now.state.status()) },
     }
 }
 

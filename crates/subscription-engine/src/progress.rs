@@ -8,7 +8,7 @@ use store::{Position, ReadError, Timestamp, messages};
 use crate::context::unchanged;
 use crate::cursor::Cursor;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
-use crate::lifecycle::{Hook, no_code, not_held};
+use crate::lifecycle::{Hook, no_code};
 use crate::records::{self, Claim};
 use crate::subscriber::{Kind, RunMode};
 use crate::subscription::{Failure, Resume, State, Status, Subscription, Transition, next};
@@ -336,13 +336,9 @@ impl Engine {
     /// Tears a projector down and sets it up again, before its first event; an outcome if that was refused.
     async fn start_over(&self, id: &str, reason: &str) -> Result<Option<Outcome>, EngineError> {
         let now = self.clock().now().await?;
-        let mut tx = self.store().begin().await?;
-        let (mut subscription, session) = match records::claim_patiently(&mut tx, id).await? {
-            Claim::Held(subscription, session) => (*subscription, session),
-            claim => {
-                tx.rollback().await;
-                return Ok(Some(not_held(&claim)));
-            }
+        let (tx, mut subscription, session) = match self.begin_claimed(id).await? {
+            Ok(claimed) => claimed,
+            Err(outcome) => return Ok(Some(outcome)),
         };
         let registered = match self.registered(id) {
             Some(registered) if registered.definition.kind == Kind::Projector => registered,
