@@ -1,11 +1,14 @@
 //! Writing appends, on each database in its own way: PostgreSQL has a function for it, SQLite one writer.
 
+use sqlx::Postgres;
+use sqlx::postgres::PgArguments;
+use sqlx::query::QueryAs;
 use uuid::Uuid;
 
 use super::known::stored_ids;
 use super::{Append, Appended, ExpectedVersion, is_duplicate_id};
 use crate::connection::Connection;
-use crate::event::{Position, Version};
+use crate::event::{NewEvent, Position, Version};
 use crate::sql::Sql;
 use crate::store::Store;
 use crate::timestamp::Timestamp;
@@ -38,18 +41,8 @@ pub(super) async fn append_one_on_postgres(
     const APPEND: &str = "SELECT outcome, stream_version, last_position
          FROM herald_append_one($1, $2, $3, $4, $5, $6, $7, $8)";
     let Connection::Postgres(connection) = connection else { return Err(sqlx::Error::RowNotFound) };
-    let events = || append.events.iter();
-    let row: OutcomeRow = sqlx::query_as(APPEND)
-        .bind(append.stream.as_str())
-        .bind(expected_number(append.expected))
-        .bind(events().map(|event| event.id).collect::<Vec<_>>())
-        .bind(events().map(|event| event.event_type.as_str()).collect::<Vec<_>>())
-        .bind(events().map(|event| event.payload.as_str()).collect::<Vec<_>>())
-        .bind(events().map(|event| event.metadata.as_str()).collect::<Vec<_>>())
-        .bind(events().map(|event| event.correlation_id.as_deref()).collect::<Vec<_>>())
-        .bind(events().map(|event| event.causation_id).collect::<Vec<_>>())
-        .fetch_one(&mut **connection)
-        .await?;
+    let query = sqlx::query_as(APPEND).bind(append.stream.as_str()).bind(expected_number(append.expected));
+    let row = with_events(query, &append.events.iter()).fetch_one(&mut **connection).await?;
     Ok(outcome(row))
 }
 
@@ -60,23 +53,33 @@ pub(super) async fn append_on_postgres(
 ) -> sqlx::Result<Vec<Outcome>> {
     const APPEND: &str = "SELECT outcome, stream_version, last_position
          FROM herald_append($1, $2, $3, $4, $5, $6, $7, $8, $9)";
-    let Connection::Postgres(connection) = connection else { return Ok(Vec::new()) };
-    let events = || appends.iter().flat_map(|append| &append.events);
-    let rows: Vec<OutcomeRow> = sqlx::query_as(APPEND)
+    let Connection::Postgres(connection) = connection else { return Err(sqlx::Error::RowNotFound) };
+    let query = sqlx::query_as(APPEND)
         .bind(appends.iter().map(|append| append.stream.as_str()).collect::<Vec<_>>())
         .bind(appends.iter().map(|append| expected_number(append.expected)).collect::<Vec<_>>())
         .bind(
             appends.iter().map(|append| i32::try_from(append.events.len()).unwrap_or(0)).collect::<Vec<_>>(),
-        )
+        );
+    let events = appends.iter().flat_map(|append| &append.events);
+    let rows = with_events(query, &events).fetch_all(&mut **connection).await?;
+    Ok(rows.into_iter().map(outcome).collect())
+}
+
+type OutcomeQuery<'q> = QueryAs<'q, Postgres, OutcomeRow, PgArguments>;
+
+/// Binds the events as both functions take them: one array for each column.
+fn with_events<'e>(
+    query: OutcomeQuery<'e>,
+    events: &(impl Iterator<Item = &'e NewEvent> + Clone),
+) -> OutcomeQuery<'e> {
+    let events = || events.clone();
+    query
         .bind(events().map(|event| event.id).collect::<Vec<_>>())
         .bind(events().map(|event| event.event_type.as_str()).collect::<Vec<_>>())
         .bind(events().map(|event| event.payload.as_str()).collect::<Vec<_>>())
         .bind(events().map(|event| event.metadata.as_str()).collect::<Vec<_>>())
         .bind(events().map(|event| event.correlation_id.as_deref()).collect::<Vec<_>>())
         .bind(events().map(|event| event.causation_id).collect::<Vec<_>>())
-        .fetch_all(&mut **connection)
-        .await?;
-    Ok(rows.into_iter().map(outcome).collect())
 }
 
 /// How `herald_append` reads an expected version.
