@@ -71,8 +71,3 @@ macro_rules! event_set {
 pub mod log {
     pub use store::{Event, InvalidJson, NewEvent, UndecodableEvent};
 }
-
-/// The state after these events.
-pub fn fold<A: Aggregate>(events: impl IntoIterator<Item = A::Event>) -> A::State {
-    events.into_iter().fold(A::State::default(), |state, event| A::evolve(state, &event))
-}

@@ -114,21 +114,17 @@ impl Cli {
     pub(crate) async fn run(self) -> Result<u8, Exit> {
         worker::log_to_stderr(self.global.verbose, matches!(self.command, Command::Worker(_)));
         let global = &self.global;
-        let command = match self.command {
+        let config = || Config::load(global);
+        match self.command {
+            Command::Worker(arguments) => return worker::run(&config()?, arguments).await,
             // On a database of its own, whatever is configured.
             Command::Demo(arguments) => return demo::run(arguments).await,
-            command => command,
-        };
-        let config = Config::load(global)?;
-        match command {
-            Command::Demo(_) => {}
-            Command::Worker(arguments) => return worker::run(&config, arguments).await,
-            Command::User(command) => user::run(&config, global, command).await?,
-            Command::Sub(command) => sub::run(&config, global, command).await?,
-            Command::Projection(command) => projection::run(&config, global, command).await?,
-            Command::Store(command) => store::run(&config, global, command).await?,
-            Command::Events(command) => events::run(&config, global, command).await?,
-            Command::Clock(command) => clock::run(&config, global, command).await?,
+            Command::User(command) => user::run(&config()?, global, command).await?,
+            Command::Sub(command) => sub::run(&config()?, global, command).await?,
+            Command::Projection(command) => projection::run(&config()?, global, command).await?,
+            Command::Store(command) => store::run(&config()?, global, command).await?,
+            Command::Events(command) => events::run(&config()?, global, command).await?,
+            Command::Clock(command) => clock::run(&config()?, global, command).await?,
         }
         Ok(0)
     }
