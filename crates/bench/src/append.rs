@@ -133,7 +133,7 @@ const RAW_POSTGRES: &str = "CREATE TABLE raw_events (
     version      BIGINT NOT NULL,
     type         TEXT NOT NULL,
     payload      TEXT NOT NULL,
-    metadata     JSONB NOT NULL,
+    metadata     TEXT NOT NULL,
     id           UUID NOT NULL UNIQUE,
     recorded_at  TIMESTAMPTZ NOT NULL,
     UNIQUE (stream, version)

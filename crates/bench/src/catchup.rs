@@ -189,7 +189,7 @@ impl ByHand {
                    FROM herald_events WHERE position > $1 ORDER BY position LIMIT $2"
             }
             DatabaseKind::Postgres => {
-                "SELECT position, stream, version, type, payload, metadata::text AS metadata, id, correlation_id,
+                "SELECT position, stream, version, type, payload, metadata, id, correlation_id,
                         causation_id, recorded_at
                    FROM herald_events WHERE position > $1 ORDER BY position LIMIT $2"
             }

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
@@ -16,6 +17,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor};
 
 use crate::connection::{Connection, SQLITE_BUSY_TIMEOUT};
 use crate::sql::Sql;
+use crate::sqlite_thread::SqliteThreads;
 use crate::tx::Tx;
 use crate::values::{Record, Values};
 use crate::wake::Signal;
@@ -121,6 +123,8 @@ pub enum Database {
         writer: SqlitePool,
         /// Connections that only read.
         readers: SqlitePool,
+        /// Connections on threads of their own, for whole pages and whole groups of appends.
+        threads: Arc<SqliteThreads>,
         /// The file.
         file: PathBuf,
     },
@@ -215,9 +219,13 @@ impl Database {
             }
             create_private(&file).map_err(cannot)?;
         }
-        let synchronous = match options.durability {
-            Durability::Full => SqliteSynchronous::Full,
-            Durability::PowerCutMayLoseCommits => SqliteSynchronous::Normal,
+        let (synchronous, writer_pragmas) = match options.durability {
+            Durability::Full => {
+                (SqliteSynchronous::Full, "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON")
+            }
+            Durability::PowerCutMayLoseCommits => {
+                (SqliteSynchronous::Normal, "PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON")
+            }
         };
         let connect = connect
             .disable_statement_logging()
@@ -252,7 +260,8 @@ impl Database {
             .test_before_acquire(false)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(connect.read_only(true));
-        Ok(Self::Sqlite { writer, readers, file })
+        let threads = Arc::new(SqliteThreads::new(&file, writer_pragmas, SQLITE_READERS as usize));
+        Ok(Self::Sqlite { writer, readers, threads, file })
     }
 
     /// Which of the two databases this is.
@@ -333,7 +342,8 @@ impl Database {
     /// Closes every connection and waits until they are closed.
     pub async fn close(&self) {
         match self {
-            Self::Sqlite { writer, readers, .. } => {
+            Self::Sqlite { writer, readers, threads, .. } => {
+                threads.close().await;
                 readers.close().await;
                 writer.close().await;
             }

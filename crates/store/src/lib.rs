@@ -17,6 +17,7 @@ mod migrate;
 mod read;
 mod safe_head;
 mod sql;
+mod sqlite_thread;
 mod store;
 mod stream_name;
 mod timestamp;

@@ -25,12 +25,20 @@ pub struct Migration {
 }
 
 /// The migrations of the log itself.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    number: 1,
-    name: "log",
-    sqlite: include_str!("../../../migrations/sqlite/0001_log.sql"),
-    postgres: include_str!("../../../migrations/postgres/0001_log.sql"),
-}];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        number: 1,
+        name: "log",
+        sqlite: include_str!("../../../migrations/sqlite/0001_log.sql"),
+        postgres: include_str!("../../../migrations/postgres/0001_log.sql"),
+    },
+    Migration {
+        number: 3,
+        name: "log_reads",
+        sqlite: include_str!("../../../migrations/sqlite/0003_log_reads.sql"),
+        postgres: include_str!("../../../migrations/postgres/0003_log_reads.sql"),
+    },
+];
 
 /// How the schema of a database stands to the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

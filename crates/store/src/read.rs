@@ -9,7 +9,6 @@ use sqlx::{FromRow, Row};
 use uuid::Uuid;
 
 use crate::connection::Connection;
-use crate::database::DatabaseKind;
 use crate::event::{Event, Position};
 use crate::json::Json;
 use crate::sql::Sql;
@@ -171,17 +170,9 @@ fn page_limit(limit: usize) -> i64 {
     i64::try_from(limit.min(MAX_PAGE_EVENTS)).unwrap_or(i64::MAX)
 }
 
+/// The columns of an event in the order in which [`EventRow`] reads them.
 const COLUMNS: &str = "position, stream, version, type, payload, metadata, id, correlation_id, causation_id, \
                        recorded_at";
-
-/// The columns of an event in the order in which [`EventRow`] reads them.
-fn columns(kind: DatabaseKind) -> String {
-    match kind {
-        DatabaseKind::Sqlite => COLUMNS.to_owned(),
-        // JSONB is read as text: a parsed value would only be printed again.
-        DatabaseKind::Postgres => COLUMNS.replace("metadata", "metadata::text"),
-    }
-}
 
 async fn read_stream(
     connection: &mut Connection,
@@ -189,9 +180,8 @@ async fn read_stream(
     from_version: i64,
     limit: i64,
 ) -> Result<Vec<Event>, ReadError> {
-    let columns = columns(connection.kind());
     let sql = Sql::built(format!(
-        "SELECT {columns} FROM herald_events WHERE stream = $1 AND version >= $2 ORDER BY version LIMIT $3"
+        "SELECT {COLUMNS} FROM herald_events WHERE stream = $1 AND version >= $2 ORDER BY version LIMIT $3"
     ));
     let rows: Vec<EventRow> = connection.fetch_all(sql, (stream.as_str(), from_version, limit)).await?;
     rows.into_iter().map(|row| row.0).collect()
@@ -233,8 +223,7 @@ impl<'a> Statement<'a> {
             Direction::Forwards => "ORDER BY position",
             Direction::Backwards => "ORDER BY position DESC",
         };
-        let columns = columns(connection.kind());
-        let rows: Vec<EventRow> = self.rows(connection, &columns, order).await?;
+        let rows: Vec<EventRow> = self.rows(connection, COLUMNS, order).await?;
         rows.into_iter().map(|row| row.0).collect()
     }
 

@@ -119,6 +119,10 @@ impl Store {
     /// knows the log's clock: use that one from here on.
     pub async fn set_up(&self, setup: &Setup) -> Result<(Self, usize), StoreError> {
         let mut tx = self.begin().await?;
+        if self.schema().await? != Schema::Current {
+            // A view pins the types of the columns that it shows.
+            tx.execute(Sql::named("DROP VIEW IF EXISTS {t}", &setup.view), ()).await?;
+        }
         let ran = match migrate::migrate(self, &mut tx, &self.0.migrations).await {
             Ok(ran) => ran,
             Err(error) => {
@@ -262,7 +266,7 @@ fn view_sql(kind: DatabaseKind) -> &'static str {
     match kind {
         DatabaseKind::Postgres => {
             "CREATE OR REPLACE VIEW {t} AS
-             SELECT position AS sequencenumber, stream, version, type, payload, metadata::text AS metadata, id,
+             SELECT position AS sequencenumber, stream, version, type, payload, metadata, id,
                     correlation_id AS correlationidentifier, causation_id AS causationidentifier,
                     recorded_at AS recordedat
                FROM herald_events"
