@@ -14,6 +14,7 @@ mod engine_failure;
 mod engine_interference;
 mod engine_lifecycle;
 mod engine_worker;
+mod events_cli;
 mod faults;
 mod given;
 mod notifications;

@@ -77,8 +77,14 @@ pub(crate) fn json(schema: &str, data: &impl Serialize) -> Result<(), Exit> {
 
 /// Writes a page of data, with where the next one begins.
 fn json_page(schema: &str, data: &impl Serialize, next: Option<&str>) -> Result<(), Exit> {
-    let document = serde_json::json!({ "schema": schema, "data": data, "next": next });
-    write_line(&document.to_string());
+    // Written as it comes: a tree of values in between would rewrite what the log keeps byte for byte.
+    #[derive(Serialize)]
+    struct Document<'a, T> {
+        schema: &'a str,
+        data: &'a T,
+        next: Option<&'a str>,
+    }
+    write_line(&serde_json::to_string(&Document { schema, data, next })?);
     Ok(())
 }
 
@@ -96,7 +102,8 @@ pub(crate) fn list<T: Serialize>(
         Format::Json => return json_page(schema, &items, next),
         Format::Jsonl => {
             for item in items {
-                write_line(&serde_json::to_string(item)?);
+                // A payload may hold line breaks; in JSON they can only be space between two tokens.
+                write_line(&serde_json::to_string(item)?.replace(['\n', '\r'], " "));
             }
         }
         Format::Plain => {

@@ -1,4 +1,7 @@
-//! `herald events`: looking into the log.
+//! `herald events`: looking into the log, and writing to it by hand.
+
+mod append;
+mod stats;
 
 use ::store::{Event, Filter, Json, Position, StreamName};
 use clap::{Args, Subcommand};
@@ -24,6 +27,15 @@ pub(crate) enum Command {
         /// Its position or its id
         event: String,
     },
+    /// Append events by hand
+    #[command(
+        after_help = "Examples:\n  herald events append account-7 --type Bank:MoneyWasDeposited --payload '{\"cents\":500}' --expected none\n  \
+                      herald events append account-7 --lines events.jsonl --expected 0"
+    )]
+    Append(append::Append),
+    /// Count what is in the log: events, streams, types
+    #[command(after_help = "Example:\n  herald events stats --types 10")]
+    Stats(stats::Stats),
 }
 
 #[derive(Debug, Args)]
@@ -81,11 +93,13 @@ impl From<Event> for Row {
 }
 
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
-    let app = App::open(config).await?;
     match command {
+        // Opens a store by itself: it makes one where there is none.
+        Command::Append(arguments) => append::run(config, global, arguments).await,
+        Command::Stats(arguments) => stats::run(&App::open(config).await?, global, &arguments).await,
         Command::List(arguments) => {
             let limit = usize::from(arguments.limit);
-            let rows = select(&app, arguments).await?;
+            let rows = select(&App::open(config).await?, arguments).await?;
             let next = rows.last().filter(|_| rows.len() == limit).map(|row| row.position.clone());
             let header = ["POSITION", "RECORDED", "TYPE", "STREAM", "VERSION", "ID"];
             list(
@@ -110,7 +124,7 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
             )
         }
         Command::Show { event } => {
-            let row = Row::from(find(&app, &event).await?);
+            let row = Row::from(find(&App::open(config).await?, &event).await?);
             if global.output.is_json() {
                 return json("herald.events.show/1", &row);
             }
