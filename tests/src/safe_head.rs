@@ -1,19 +1,16 @@
 //! No reader ever skips an event (S-09), and no stranger ever delays one (S-10).
 
-mod oracle;
-
 use std::time::Duration;
 
 use sqlx::{Connection as _, Executor, PgConnection};
 use store::{
     Append, Connection, Event, ExpectedVersion, Filter, Head, Options, Position, Store, StoreError, Tx,
 };
-use testkit::{Random, TestDatabase, both};
+use testkit::{Delivered, Findings, Random, Read, TestDatabase, WANTED, Wanted, both, judge};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use self::oracle::{Delivered, Findings, Read, WANTED, Wanted, judge};
 use crate::given::{event, stream};
 
 /// Far above what an undisturbed read takes, and below the second for which a read waits at a hole.

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod database;
+mod oracle;
 mod random;
 mod server;
 mod shared;
@@ -11,6 +12,7 @@ mod subscribers;
 
 pub use cluster::{Cluster, ClusterError};
 pub use database::{T0, TestDatabase};
+pub use oracle::{Delivered, Findings, Read, WANTED, Wanted, judge};
 pub use random::Random;
 pub use server::{NoServer, Server};
 pub use shared::{own_postgres_or_left_out, postgres_or_left_out, shared_postgres_url};

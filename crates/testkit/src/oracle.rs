@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use store::{Append, ExpectedVersion, NewEvent, Position, Store};
-use testkit::{Random, TestDatabase};
+use store::{Append, ExpectedVersion, Json, NewEvent, Position, Store, StreamName};
 use tokio::task::JoinSet;
 
-use crate::given::{event, stream};
+use crate::database::TestDatabase;
+use crate::random::Random;
 
 const WRITERS: u64 = 4;
 const APPENDS_OF_EACH: u64 = 40;
@@ -21,41 +21,52 @@ const STREAMS: u64 = 6;
 const IDLE: Duration = Duration::from_millis(300);
 
 /// The type of half of the events.
-pub(crate) const WANTED: &str = "Acme.Test:Wanted";
+pub const WANTED: &str = "Acme.Test:Wanted";
 
 /// What a reader hands on of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Delivered {
-    pub(crate) position: Position,
-    pub(crate) stream: String,
-    pub(crate) version: i64,
+pub struct Delivered {
+    /// Its place in the log.
+    pub position: Position,
+    /// Its stream.
+    pub stream: String,
+    /// Its number there.
+    pub version: i64,
 }
 
 /// What a reader was given for "after this position": events, and where to go on from.
-pub(crate) struct Read {
-    pub(crate) events: Vec<Delivered>,
-    pub(crate) go_on_after: Position,
+#[derive(Debug)]
+pub struct Read {
+    /// The events.
+    pub events: Vec<Delivered>,
+    /// Where the reader stands now.
+    pub go_on_after: Position,
 }
 
 /// What was wrong, counted in events.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Findings {
-    pub(crate) lost: usize,
-    pub(crate) twice: usize,
-    pub(crate) out_of_order: usize,
+pub struct Findings {
+    /// In the table, wanted, and never delivered.
+    pub lost: usize,
+    /// Delivered more than once.
+    pub twice: usize,
+    /// Delivered after a later event of its stream.
+    pub out_of_order: usize,
     /// Acknowledged by the log, but not in it.
-    pub(crate) unfounded: usize,
+    pub unfounded: usize,
 }
 
 /// Which events a reader is to deliver.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Wanted {
+pub enum Wanted {
+    /// Every event.
     All,
+    /// Those of the type [`WANTED`].
     OfType,
 }
 
 /// Lets one reader run beside the writers until all is quiet, and judges it.
-pub(crate) async fn judge(
+pub async fn judge(
     database: &TestDatabase,
     seed: u64,
     wanted: Wanted,
@@ -90,7 +101,7 @@ pub(crate) async fn judge(
         delivered.extend(read.events);
         after = read.go_on_after;
     }
-    let acknowledged = watcher.await.unwrap();
+    let acknowledged = watcher.await.expect("the writers come to their end");
     compare(&independent_read(database).await, wanted, &delivered, &acknowledged)
 }
 
@@ -105,14 +116,15 @@ async fn write(store: Store, mut random: Random, idle_at: Option<u64>) -> Vec<Po
         }
         let appends = streams.into_iter().map(|name| Append {
             // Nobody waits for the stream of an idle appender, so that others commit above its positions.
-            stream: stream(&if idle { "idle-1".to_owned() } else { format!("s-{name}") }),
+            stream: StreamName::new(if idle { "idle-1".to_owned() } else { format!("s-{name}") })
+                .expect("a good name"),
             expected: ExpectedVersion::Any,
             events: (0..=random.below(3)).map(|_| some_event(&mut random)).collect(),
         });
         let appends = appends.take(if idle { 1 } else { 2 }).collect();
 
-        let mut tx = store.begin().await.unwrap();
-        let results = store.append_all(&mut tx, appends).await.unwrap();
+        let mut tx = store.begin().await.expect("a transaction begins");
+        let results = store.append_all(&mut tx, appends).await.expect("it appends");
         let pause = if idle { IDLE } else { Duration::from_micros(random.below(3_000)) };
         if idle || random.below(2) == 0 {
             // The load itself, not a way to wait: positions are drawn and not yet committed.
@@ -121,7 +133,7 @@ async fn write(store: Store, mut random: Random, idle_at: Option<u64>) -> Vec<Po
         if random.below(4) == 0 && !idle {
             tx.rollback().await;
         } else {
-            tx.commit().await.unwrap();
+            tx.commit().await.expect("it commits");
             acknowledged.extend(results.iter().filter_map(|result| result.position));
         }
     }
@@ -129,7 +141,7 @@ async fn write(store: Store, mut random: Random, idle_at: Option<u64>) -> Vec<Po
 }
 
 fn some_event(random: &mut Random) -> NewEvent {
-    let mut event = event(0);
+    let mut event = NewEvent::new("Acme.Test:Happened", Json::empty_object());
     if random.below(2) == 0 {
         event.event_type = WANTED.to_owned();
     }
@@ -140,7 +152,8 @@ fn some_event(random: &mut Random) -> NewEvent {
 async fn independent_read(database: &TestDatabase) -> Vec<(Delivered, String)> {
     let sql = "SELECT position, stream, version, type FROM herald_events ORDER BY position";
     let store = database.open().await;
-    let rows: Vec<(Position, String, i64, String)> = store.database().fetch_all(sql, ()).await.unwrap();
+    let rows: Vec<(Position, String, i64, String)> =
+        store.database().fetch_all(sql, ()).await.expect("the table can be read");
     rows.into_iter()
         .map(|(position, stream, version, event_type)| (Delivered { position, stream, version }, event_type))
         .collect()
