@@ -4,6 +4,8 @@
 
 mod cluster;
 mod database;
+mod judge;
+mod oracle;
 mod random;
 mod server;
 mod shared;
@@ -11,6 +13,8 @@ mod subscribers;
 
 pub use cluster::{Cluster, ClusterError};
 pub use database::{T0, TestDatabase};
+pub use judge::{Prepared, Read, judge, judge_with, writers};
+pub use oracle::{Acknowledged, Delivered, Findings, Table, WANTED, Wanted};
 pub use random::Random;
 pub use server::{NoServer, Server};
 pub use shared::{own_postgres_or_left_out, postgres_or_left_out, shared_postgres_url};
