@@ -7,11 +7,16 @@ use std::time::{Duration, Instant};
 
 use testkit::TestDatabase;
 
-/// The built `herald`, beside the tests in the target folder.
+/// The built `herald`.
 pub(crate) fn binary() -> PathBuf {
+    beside_the_tests("herald")
+}
+
+/// A built program of the workspace, beside the tests in the target folder.
+pub(crate) fn beside_the_tests(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let folder = test.parent().and_then(|deps| deps.parent()).unwrap();
-    let binary = folder.join("herald");
+    let binary = folder.join(name);
     assert!(
         binary.exists(),
         "{} is missing: run `cargo build --workspace` first (tests/run does)",

@@ -5,6 +5,7 @@ mod append;
 mod bad_input;
 mod crash;
 mod demo;
+mod disturbances;
 mod engine;
 mod engine_clock;
 mod engine_context;

@@ -2,16 +2,13 @@
 
 use std::env;
 
+use bench::{BoxError, DURABLE};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
 use store::{Options, Setup, Store, TableName};
 use tempfile::TempDir;
 use testkit::{Cluster, ClusterError};
 
-use crate::BoxError;
-
 const GIVEN: &str = "HERALD_BENCH_POSTGRES_URL";
-/// The throw-away clusters of tests do not sync; this one does. Checkpoints stay out of the turns.
-const DURABLE: [&str; 4] = ["fsync=on", "full_page_writes=on", "synchronous_commit=on", "max_wal_size=8GB"];
 
 /// An empty database with a log in it.
 pub(crate) enum Bench {

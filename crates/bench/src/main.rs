@@ -4,6 +4,7 @@
 //! cargo run --release -p bench -- append
 //! cargo run --release -p bench -- append --rounds 15 --turns 40
 //! cargo run --release -p bench -- catchup --rounds 5
+//! cargo run --release -p bench -- disturb --seconds 4
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
@@ -20,9 +21,10 @@ mod catchup;
 mod databases;
 mod rounds;
 
-use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+use bench::{BoxError, disturb};
+use clap::{Parser, Subcommand};
 
 /// Measures Herald beside the raw limit of the database.
 #[derive(Debug, Parser)]
@@ -38,12 +40,24 @@ enum Measurement {
     Append(rounds::Plan),
     /// Catching up with 200,000 events, counting them and filling inboxes.
     Catchup(rounds::Plan),
+    /// Appenders and readers while somebody gets in their way: nothing lost, nothing doubled, nobody held up. Fails otherwise.
+    Disturb(disturb::Arguments),
+    /// A process that disturbs.
+    #[command(hide = true)]
+    DisturbChild(disturb::ChildArguments),
 }
 
 #[tokio::main]
-async fn main() -> Result<(), BoxError> {
+async fn main() -> Result<ExitCode, BoxError> {
     match Arguments::parse().measurement {
-        Measurement::Append(plan) => append::measure(&plan).await,
-        Measurement::Catchup(plan) => catchup::measure(&plan).await,
+        Measurement::Append(plan) => append::measure(&plan).await?,
+        Measurement::Catchup(plan) => catchup::measure(&plan).await?,
+        Measurement::Disturb(arguments) => {
+            if !disturb::measure(&arguments).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Measurement::DisturbChild(arguments) => disturb::be_child(&arguments).await?,
     }
+    Ok(ExitCode::SUCCESS)
 }

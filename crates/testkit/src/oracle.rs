@@ -107,6 +107,17 @@ impl Table {
         self.0.is_empty()
     }
 
+    /// The position of the last event.
+    pub fn head(&self) -> Position {
+        self.0.last().map_or(Position::START, |(event, _)| event.position)
+    }
+
+    /// How many of these events it has.
+    pub fn count_of(&self, ids: &[Uuid]) -> usize {
+        let ids: HashSet<&Uuid> = ids.iter().collect();
+        self.0.iter().filter(|(event, _)| ids.contains(&event.id)).count()
+    }
+
     /// What was wrong with what one reader delivered.
     pub fn judge(&self, wanted: Wanted, delivered: &[Delivered]) -> Findings {
         let times = delivered.iter().fold(HashMap::new(), |mut times, event| {

@@ -1,0 +1,10 @@
+//! The part of the benchmark program that tests call too: the disturbances.
+
+pub mod disturb;
+
+/// Whatever went wrong on the way.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The throw-away clusters of tests do not sync; a measured one does. Checkpoints stay out of the way.
+pub const DURABLE: [&str; 4] =
+    ["fsync=on", "full_page_writes=on", "synchronous_commit=on", "max_wal_size=8GB"];

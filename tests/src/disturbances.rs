@@ -1,0 +1,100 @@
+//! Whatever gets in the way of appenders and readers, nothing is lost, doubled or put out of order, and nobody waits
+//! for a stranger (S-09, S-10): the matrix of `bench disturb` in its shortest form, a test for each disturbance.
+
+use std::time::Duration;
+
+use bench::disturb::{ChildProgram, Disturbance, Place, Plan, run};
+use testkit::{Cluster, TestDatabase, own_postgres_or_left_out, postgres_or_left_out};
+
+use crate::program;
+
+const APPENDERS: usize = 8;
+/// Long enough for hundreds of appends and the whole disturbance.
+const SPAN: Duration = Duration::from_millis(700);
+/// Between two appends: a test machine is busy, and who is only slow shall not look like who waits.
+const THINK: Duration = Duration::from_millis(2);
+/// Who waits for a stranger waits for ever.
+const DELAY_BOUND: Duration = Duration::from_secs(10);
+
+/// Disturbs each way to append, in a log of its own.
+async fn all_is_well(disturbance: Disturbance, server: Option<&str>, cluster: Option<&Cluster>) {
+    let child = ChildProgram(program::beside_the_tests("bench"));
+    for way in disturbance.ways() {
+        let database = match server {
+            Some(url) => TestDatabase::schema_in(url).await,
+            None => TestDatabase::sqlite(),
+        };
+        let plan = Plan {
+            disturbance,
+            way: *way,
+            appenders: APPENDERS,
+            span: SPAN,
+            think: THINK,
+            delay_bound: DELAY_BOUND,
+        };
+
+        let outcome = run(&plan, &Place { database, cluster, child: &child }).await.unwrap();
+
+        println!("{outcome}");
+        assert_eq!(outcome.violations(), Vec::<String>::new());
+    }
+}
+
+/// A test for each disturbance of a database.
+macro_rules! disturbances {
+    ($database:ident: $($name:ident $disturbance:ident,)+) => {
+        mod $database {
+            use super::*;
+
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    $database(Disturbance::$disturbance).await;
+                }
+            )+
+        }
+    };
+}
+
+async fn sqlite(disturbance: Disturbance) {
+    all_is_well(disturbance, None, None).await;
+}
+
+async fn postgres(disturbance: Disturbance) {
+    if disturbance.breaks_the_server() {
+        let Some(cluster) = own_postgres_or_left_out(disturbance.name()) else { return };
+        all_is_well(disturbance, Some(&cluster.url("postgres")), Some(&cluster)).await;
+    } else if let Some(url) = postgres_or_left_out(disturbance.name()) {
+        all_is_well(disturbance, Some(url), None).await;
+    }
+}
+
+disturbances! { sqlite:
+    s09_nothing Nothing,
+    s10_unrelated_reader UnrelatedReader,
+    s10_second_process_that_writes_own_tables OtherProcess,
+    s09_rollbacks Rollbacks,
+    s09_savepoints_rolled_back Savepoints,
+    s09_killed_process KilledProcess,
+    s09_several_streams SeveralStreams,
+}
+
+disturbances! { postgres:
+    s09_nothing Nothing,
+    s10_unrelated_writer UnrelatedWriter,
+    s10_unrelated_reader UnrelatedReader,
+    s10_writer_in_another_database OtherDatabase,
+    s10_appender_that_waits_for_a_locked_stream LockedStream,
+    s10_idle_appender IdleAppender,
+    s09_prepared Prepared,
+    s09_prepared_across_a_crash PreparedAcrossCrash,
+    s09_rollbacks Rollbacks,
+    s09_savepoints_rolled_back Savepoints,
+    s09_terminated_backend Terminated,
+    s09_killed_backend KilledBackend,
+    s09_killed_process KilledProcess,
+    s09_fast_restart FastRestart,
+    s09_immediate_restart ImmediateRestart,
+    s09_several_streams SeveralStreams,
+    s09_four_sessions_shared SharedSessions,
+}
