@@ -17,6 +17,7 @@ mod engine_lifecycle;
 mod engine_worker;
 mod faults;
 mod given;
+mod hostile;
 mod notifications;
 mod open;
 mod program;
