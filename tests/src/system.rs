@@ -18,6 +18,7 @@ mod engine_worker;
 mod events_cli;
 mod faults;
 mod given;
+mod hostile;
 mod notifications;
 mod open;
 mod program;

@@ -59,12 +59,12 @@ pub enum ClusterError {
         /// What it was told.
         order: String,
     },
-    /// `initdb` failed.
+    /// `initdb` failed, or `pg_basebackup` for a standby.
     #[error("create a throw-away PostgreSQL in {}; its log ends with:\n{log}", .folder.display())]
     Create {
         /// Where it should have been.
         folder: PathBuf,
-        /// The last lines of what `initdb` said.
+        /// The last lines of what it said.
         log: String,
     },
     /// The server ended at once or was not ready in time.
@@ -85,8 +85,18 @@ impl Cluster {
 
     /// As [`Cluster::start`], with further settings such as `"wal_level=logical"`.
     pub fn start_with(settings: &[&str]) -> Result<Cluster, ClusterError> {
+        Cluster::start_as(None, settings)
+    }
+
+    /// A hot standby of this cluster: it follows what is committed here and can be read. It accepts connections
+    /// when this returns; `SELECT pg_promote()` makes it a primary.
+    pub fn start_standby(&self) -> Result<Cluster, ClusterError> {
+        Cluster::start_as(Some(&self.url("postgres")), &[])
+    }
+
+    fn start_as(primary: Option<&str>, settings: &[&str]) -> Result<Cluster, ClusterError> {
         let server = Server::find()?;
-        let (mut supervisor, folder) = Supervisor::launch(&server, settings)?;
+        let (mut supervisor, folder) = Supervisor::launch(&server, primary, settings)?;
         let port = start_on_free_port(&mut supervisor, &folder)?;
         Ok(Cluster { port, folder, supervisor: Mutex::new(supervisor) })
     }
@@ -166,7 +176,7 @@ fn end_of_log(folder: &Path) -> String {
 /// It writes so into the eighth line of a file in its folder.
 fn says_ready(folder: &Path) -> bool {
     let status = fs::read_to_string(folder.join("data/postmaster.pid"));
-    status.is_ok_and(|status| status.lines().nth(7).map(str::trim_end) == Some("ready"))
+    status.is_ok_and(|status| matches!(status.lines().nth(7).map(str::trim_end), Some("ready" | "standby")))
 }
 
 /// Speaks just enough of PostgreSQL's protocol, version 3, to be told "ready for query".

@@ -64,7 +64,7 @@ pub async fn judge_with(
         let random = Random::from_seed(seed.wrapping_mul(WRITERS).wrapping_add(number));
         // SQLite has one writer: whoever dawdles there stops all the others, and no reader.
         let dawdles = number == 0 && store.database().kind() == DatabaseKind::Postgres;
-        writers.spawn(write(store, random, dawdles.then_some(APPENDS_OF_EACH / 2)));
+        writers.spawn(write(store, random, dawdles.then_some(APPENDS_OF_EACH / 4)));
     }
     let quiet = Arc::new(AtomicBool::new(false));
     let watcher = {

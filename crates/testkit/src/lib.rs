@@ -4,6 +4,7 @@
 
 mod cluster;
 mod database;
+mod hostile;
 mod judge;
 mod oracle;
 mod random;
@@ -13,6 +14,7 @@ mod subscribers;
 
 pub use cluster::{Cluster, ClusterError};
 pub use database::{T0, TestDatabase};
+pub use hostile::{Hostile, Refused, why_not_storable};
 pub use judge::{Prepared, Read, judge, judge_with, writers};
 pub use oracle::{Acknowledged, Delivered, Findings, Table, WANTED, Wanted};
 pub use random::Random;

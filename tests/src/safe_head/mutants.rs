@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, PgPool};
 use store::{Filter, Position, Store};
-use testkit::{Delivered, Findings, Random, Read, TestDatabase, WANTED, Wanted, judge, judge_with, writers};
+use testkit::{Delivered, Findings, Random, Read, TestDatabase, WANTED, Wanted};
+use testkit::{judge, judge_with, own_postgres_or_left_out, writers};
 use tokio::time::timeout;
 
 use super::model::{Model, Mutation};
@@ -149,6 +150,46 @@ async fn s09_mutant_sequence_that_caches_is_caught() {
         judge_with(writers, seed, Wanted::All, async |after| read(&store, &Filter::all(), after).await).await
     })
     .await;
+}
+
+/// A standby shows what was committed and nobody's locks: every hole looks dead there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s09_mutant_reader_that_trusts_a_standby_is_caught() {
+    let name = "s09_mutant_reader_that_trusts_a_standby";
+    let Some(primary) = own_postgres_or_left_out(name) else { return };
+    let standby = primary.start_standby().unwrap();
+    let start = Random::seed();
+    let until_caught = async {
+        for number in 0.. {
+            let database = TestDatabase::schema_in(&primary.url("postgres")).await;
+            let there = database.url().replacen(&primary.url("postgres"), &standby.url("postgres"), 1);
+            let replica = PgPool::connect_lazy(&there).unwrap();
+            let store = database.store().await;
+            let model = Model::new(&there, Some(Mutation::TrustsStandby));
+            // It has everything that was committed before each read: what is lost is not only late.
+            let reader = async |after| {
+                let sql = "SELECT CAST(pg_current_wal_lsn() AS text)";
+                let (written,) =
+                    store.database().fetch_optional::<(String,)>(sql, ()).await.unwrap().unwrap();
+                let has_all = "SELECT pg_last_wal_replay_lsn() >= CAST($1 AS pg_lsn)";
+                while !sqlx::query_scalar::<_, bool>(has_all)
+                    .bind(&written)
+                    .fetch_one(&replica)
+                    .await
+                    .unwrap()
+                {
+                    tokio::task::yield_now().await;
+                }
+                model.read(after).await
+            };
+            let findings = judge(&database, start.wrapping_add(number), Wanted::All, reader).await;
+            if findings.lost > 0 {
+                println!("caught in run {number}: {findings:?}");
+                return;
+            }
+        }
+    };
+    timeout(CAUGHT_WITHIN, until_caught).await.expect("the judge catches a mutant");
 }
 
 /// Replaces every function that takes the append lock, in this database only, by what `mutate` makes of its text.

@@ -47,10 +47,15 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Returns with the folder, in which `initdb` has been run.
-    pub(super) fn launch(server: &Server, settings: &[&str]) -> Result<(Supervisor, PathBuf), ClusterError> {
+    /// Returns with the folder, which holds a new cluster, or a copy of the one at the URL `primary`.
+    pub(super) fn launch(
+        server: &Server,
+        primary: Option<&str>,
+        settings: &[&str],
+    ) -> Result<(Supervisor, PathBuf), ClusterError> {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", SCRIPT, "supervisor.sh"]).arg(&server.programs).args(SETTINGS).args(settings);
+        command.args(["-c", SCRIPT, "supervisor.sh"]).arg(&server.programs).arg(primary.unwrap_or_default());
+        command.args(SETTINGS).args(settings);
         // Nothing of ours is handed down: whoever waits for the end of a test's output shall not wait for the
         // clean-up too. In a group of its own, an interrupt from the terminal does not reach it before us.
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
@@ -75,7 +80,7 @@ impl Supervisor {
 
         let mut supervisor = Supervisor { process, orders: Some(orders), answers, reader: Some(reader) };
         let folder = PathBuf::from(supervisor.answer("make a folder")?);
-        if supervisor.answer("run initdb")? != "initdb 0" {
+        if supervisor.answer("create the cluster")? != "created 0" {
             return Err(ClusterError::Create { log: end_of_log(&folder), folder });
         }
         Ok((supervisor, folder))

@@ -4,10 +4,13 @@
 # way it went (SIGKILL included): then the server is stopped and the folder removed. That is why this is a process
 # of its own and not code in the holder.
 #
-#   supervisor.sh PROGRAMS SETTING…       PROGRAMS has initdb and postgres; each SETTING is name=value
+#   supervisor.sh PROGRAMS PRIMARY SETTING…       PROGRAMS has initdb, postgres and, for a copy, pg_basebackup;
+#                                                 PRIMARY is the URL of the server to be copied, or empty for a new
+#                                                 cluster; each SETTING is name=value
 
 programs=$1
-shift
+primary=$2
+shift 2
 server=
 
 # Nothing but the end of the input ends this script. PIPE: an answer that nobody reads any more must not either.
@@ -16,9 +19,14 @@ trap '' HUP INT TERM PIPE
 folder=$(mktemp -d "${TMPDIR:-/tmp}/herald-postgres-XXXXXX" 2>/dev/null || mktemp -d /tmp/herald-postgres-XXXXXX)
 echo "${folder:?}"
 
-"$programs/initdb" --pgdata="$folder/data" --username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync \
-    </dev/null >"$folder/log" 2>&1
-echo "initdb $?"
+if [ -n "$primary" ]; then
+    "$programs/pg_basebackup" --pgdata="$folder/data" --dbname="$primary" --write-recovery-conf --checkpoint=fast \
+        --no-sync </dev/null >"$folder/log" 2>&1
+else
+    "$programs/initdb" --pgdata="$folder/data" --username=postgres --auth=trust --encoding=UTF8 --locale=C --no-sync \
+        </dev/null >"$folder/log" 2>&1
+fi
+echo "created $?"
 
 for setting; do
     shift
