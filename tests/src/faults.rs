@@ -187,6 +187,18 @@ async fn s27_a_full_disk_loses_nothing_and_heals() {
     let database = TestDatabase::sqlite();
     let store = database.store().await;
     append(&store).await.unwrap();
+    let append_in_a_transaction = async || {
+        let events = vec![event(1)];
+        let append = Append { stream: stream("a-1"), expected: ExpectedVersion::Any, events };
+        let mut tx = store.begin().await.unwrap();
+        match store.append_all(&mut tx, vec![append]).await {
+            Ok(_) => tx.commit().await.map_err(AppendError::from),
+            Err(error) => {
+                tx.rollback().await;
+                Err(error)
+            }
+        }
+    };
     // SQLite's own limit answers as a full disk does.
     let limit = async |pages: &str| {
         let Some((now,)): Option<(i64,)> =
@@ -203,7 +215,7 @@ async fn s27_a_full_disk_loses_nothing_and_heals() {
     };
     limit("none more").await;
     let error = loop {
-        if let Err(error) = append(&store).await {
+        if let Err(error) = append_in_a_transaction().await {
             break error;
         }
     };
@@ -213,8 +225,9 @@ async fn s27_a_full_disk_loses_nothing_and_heals() {
     assert_eq!(fault, Fault::Transient, "{sentence}");
     assert!(sentence.contains("disk is full"), "{sentence}");
     limit("PRAGMA max_page_count = 1000000").await;
+    append_in_a_transaction().await.unwrap();
     append(&store).await.unwrap();
-    assert_eq!(all_events(&store).await.len(), before + 1);
+    assert_eq!(all_events(&store).await.len(), before + 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

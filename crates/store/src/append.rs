@@ -4,17 +4,24 @@
 //! its answer got lost is recognised and answered with what it did the first time. Appends to several
 //! streams take all stream rows in the order of their names first, then the append lock, then positions.
 
+mod batch;
+mod committer;
 mod known;
-mod write;
+mod postgres;
+mod sqlite;
 
 use std::collections::HashSet;
 use std::future::Future;
 
+use std::time::Duration;
+
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 use uuid::Uuid;
 
+pub(crate) use self::committer::Committer;
 use self::known::{known_append, leave_out_stored_derived};
-use self::write::{Outcome, append_on_postgres, append_on_sqlite, append_one_on_postgres};
+use self::postgres::{Together, append_on_postgres};
+use self::sqlite::append_on_sqlite;
 use crate::database::DatabaseKind;
 use crate::event::{InvalidEvent, MAX_APPEND_EVENTS, NewEvent, Position, Version};
 use crate::store::Store;
@@ -94,6 +101,19 @@ pub enum AppendError {
     /// Two appends of one call go to one stream.
     #[error("stream {0} stands twice in one call; put its events into one append")]
     StreamTwice(StreamName),
+    /// The append waited behind others for too long and was not begun; nothing was written.
+    #[error(
+        "the append to {stream} waited {waited:?} for its turn and was not begun; repeat it when there is less to do"
+    )]
+    NotBegun {
+        /// The stream.
+        stream: StreamName,
+        /// How long it waited.
+        waited: Duration,
+    },
+    /// The store was closed before; nothing was written.
+    #[error("the store is closed; nothing can be appended to {0} through this handle")]
+    Closed(StreamName),
     /// Appending past the transaction that is running here would not commit together with it.
     #[error("an append is refused here: {0}")]
     RefusedHere(&'static str),
@@ -106,6 +126,15 @@ pub enum AppendError {
     /// The database refused; nothing was written.
     #[error("could not append")]
     Database(#[from] sqlx::Error),
+}
+
+/// What the database did with an append.
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    Appended(Appended),
+    Conflict(Option<Version>),
+    /// Some of its ids are in the log: see [`known_append`].
+    Known,
 }
 
 fn show_actual(actual: Option<Version>) -> String {
@@ -139,7 +168,8 @@ impl Store {
     /// Appends events to one stream, in a transaction of their own.
     ///
     /// Returns when the events are durable. Repeating a call with the same event ids is safe and answers
-    /// what the first one did.
+    /// what the first one did. Calls of one process that wait at the same time share a commit, and no other fate.
+    /// Who stops waiting for the answer does not know whether the append still happens.
     pub async fn append(
         &self,
         stream: &StreamName,
@@ -152,35 +182,7 @@ impl Store {
         if append.events.is_empty() {
             return Ok(Appended { position: None, version: None, replayed: false });
         }
-        let outcome = if self.database().kind() == DatabaseKind::Postgres {
-            // One call is one statement is one transaction: a single round trip.
-            let mut connection = self.database().writer().await?;
-            match append_one_on_postgres(&mut connection, &append).await {
-                Ok(outcome) => outcome,
-                Err(error) if is_duplicate_id(&error) => Outcome::Known,
-                Err(error) => return Err(broken(error)),
-            }
-        } else {
-            let mut tx = self.begin().await?;
-            let outcome = append_on_sqlite(&mut tx, self, &[&append], true).await?[0];
-            if matches!(outcome, Outcome::Appended(_)) {
-                tx.commit().await.map_err(broken)?;
-            } else {
-                tx.rollback().await;
-            }
-            outcome
-        };
-        match outcome {
-            Outcome::Appended(appended) => {
-                self.signal().send();
-                Ok(appended)
-            }
-            Outcome::Conflict(actual) => Err(wrong_version(&append, actual)),
-            Outcome::Known => {
-                let mut connection = self.database().reader().await?;
-                known_append(&mut connection, &append).await
-            }
-        }
+        self.committer().append(append).await
     }
 
     /// Appends to several streams inside a transaction, as its last statement: once, and then commit.
@@ -216,8 +218,10 @@ impl Store {
         let sorted: Vec<&Append> = order.iter().map(|i| &appends[*i]).collect();
         let outcomes = match tx.kind() {
             _ if sorted.is_empty() => Vec::new(),
-            DatabaseKind::Postgres => append_on_postgres(tx.connection(), &sorted).await?,
-            DatabaseKind::Sqlite => append_on_sqlite(tx, self, &sorted, false).await?,
+            DatabaseKind::Postgres => {
+                append_on_postgres(tx.connection(), &sorted, Together::AllOrNone).await?
+            }
+            DatabaseKind::Sqlite => append_on_sqlite(tx, self, &sorted).await?,
         };
         let mut results = already;
         for (index, outcome) in order.into_iter().zip(outcomes) {
@@ -256,20 +260,18 @@ fn wrong_version(append: &Append, actual: Option<Version>) -> AppendError {
     AppendError::WrongVersion { stream: append.stream.clone(), expected: append.expected, actual }
 }
 
-/// Tells a refusal from a broken connection, after which nobody knows.
-fn broken(error: sqlx::Error) -> AppendError {
+/// Tells a broken connection, after which nobody knows, from a refusal.
+fn is_broken_connection(error: &sqlx::Error) -> bool {
     // With such an error the server ends the session, be it before or after the commit.
     let ends_the_session = error
         .as_database_error()
         .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
         .is_some_and(|error| matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic));
-    match error {
-        _ if ends_the_session => AppendError::OutcomeUnknown(error),
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed | sqlx::Error::Tls(_) => {
-            AppendError::OutcomeUnknown(error)
-        }
-        _ => AppendError::Database(error),
-    }
+    ends_the_session
+        || matches!(
+            error,
+            sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed | sqlx::Error::Tls(_)
+        )
 }
 
 /// An event id is in the log already. Only the unique index sees that when two calls bring one id at the same

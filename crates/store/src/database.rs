@@ -17,14 +17,14 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor};
 
 use crate::connection::{Connection, SQLITE_BUSY_TIMEOUT};
 use crate::sql::Sql;
-use crate::sqlite_thread::SqliteThreads;
+use crate::sqlite_thread::{SqliteThreads, Writes};
 use crate::tx::Tx;
 use crate::values::{Record, Values};
 use crate::wake::Signal;
 
 /// SQLite's own waiting grows to 100 ms between two looks and would miss the short times in which a busy
 /// process lets go. So a writer looks for this long, and then again, until [`SQLITE_BUSY_TIMEOUT`] is over.
-const SQLITE_WRITER_LOOK: Duration = Duration::from_millis(3);
+pub(crate) const SQLITE_WRITER_LOOK: Duration = Duration::from_millis(3);
 /// Read-only connections to one SQLite file: pages are read beside the writer, and more do not read faster.
 const SQLITE_READERS: u32 = 4;
 /// How long a task waits for a connection of its pool before it gives up.
@@ -233,6 +233,8 @@ impl Database {
             .synchronous(synchronous)
             .foreign_keys(true)
             .optimize_on_close(false, None);
+        let is_read_only =
+            connect.to_url_lossy().query_pairs().any(|(key, value)| key == "mode" && value == "ro");
         let refused = |source| ConnectError::Refused { target: file.display().to_string(), source };
         // Who only looks must not change the file; ours is in this mode from its creation on.
         let writing = if options.create {
@@ -260,7 +262,8 @@ impl Database {
             .test_before_acquire(false)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(connect.read_only(true));
-        let threads = Arc::new(SqliteThreads::new(&file, writer_pragmas, SQLITE_READERS as usize));
+        let writes = if is_read_only { Writes::Refused } else { Writes::Allowed };
+        let threads = Arc::new(SqliteThreads::new(&file, writes, writer_pragmas, SQLITE_READERS as usize));
         Ok(Self::Sqlite { writer, readers, threads, file })
     }
 

@@ -32,8 +32,11 @@ impl Fault {
         while let Some(error) = current {
             let fault = if let Some(error) = error.downcast_ref::<sqlx::Error>() {
                 Self::of_sqlx(error)
-            } else if let Some(AppendError::WrongVersion { .. } | AppendError::OutcomeUnknown(_)) =
-                error.downcast_ref()
+            } else if let Some(
+                AppendError::WrongVersion { .. }
+                | AppendError::OutcomeUnknown(_)
+                | AppendError::NotBegun { .. },
+            ) = error.downcast_ref()
             {
                 Self::Transient
             } else if let Some(error) = error.downcast_ref::<ConnectError>() {

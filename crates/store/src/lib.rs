@@ -9,6 +9,7 @@ mod append;
 mod clock;
 mod connection;
 mod database;
+mod database_error;
 mod domain_event;
 mod event;
 mod fault;

@@ -38,6 +38,12 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0003_log_reads.sql"),
         postgres: include_str!("../../../migrations/postgres/0003_log_reads.sql"),
     },
+    Migration {
+        number: 4,
+        name: "append",
+        sqlite: include_str!("../../../migrations/sqlite/0004_append.sql"),
+        postgres: include_str!("../../../migrations/postgres/0004_append.sql"),
+    },
 ];
 
 /// How the schema of a database stands to the program.

@@ -5,18 +5,16 @@
 //! Jobs see only what is committed, never somebody's open transaction. Who writes here holds the one sqlx
 //! connection that may write while the job runs: that keeps the order of waiting fair.
 
-use std::borrow::Cow;
-use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use rusqlite::{Connection, OpenFlags};
-use sqlx::error::{DatabaseError, ErrorKind};
 use tokio::sync::{OnceCell, Semaphore, oneshot};
 
 use crate::connection::SQLITE_BUSY_TIMEOUT;
+use crate::database_error::from_rusqlite;
 
 /// Statements that a connection keeps prepared.
 const PREPARED_STATEMENTS: usize = 64;
@@ -27,6 +25,7 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 #[derive(Debug)]
 pub struct SqliteThreads {
     file: PathBuf,
+    writes: Writes,
     /// What the writer's connection is told first.
     writer_pragmas: &'static str,
     writer: OnceCell<SqliteThread>,
@@ -34,10 +33,19 @@ pub struct SqliteThreads {
     readers: Semaphore,
 }
 
+/// Whether the file may be written, as the URL has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Writes {
+    Allowed,
+    /// SQLite says so itself, to whoever tries.
+    Refused,
+}
+
 impl SqliteThreads {
-    pub(crate) fn new(file: &Path, writer_pragmas: &'static str, readers: usize) -> Self {
+    pub(crate) fn new(file: &Path, writes: Writes, writer_pragmas: &'static str, readers: usize) -> Self {
         Self {
             file: file.to_owned(),
+            writes,
             writer_pragmas,
             writer: OnceCell::new(),
             idle_readers: Mutex::default(),
@@ -69,7 +77,10 @@ impl SqliteThreads {
         job: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> sqlx::Result<T> {
         let start = || {
-            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+            let flags = match self.writes {
+                Writes::Allowed => OpenFlags::SQLITE_OPEN_READ_WRITE,
+                Writes::Refused => OpenFlags::SQLITE_OPEN_READ_ONLY,
+            };
             SqliteThread::start(self.file.clone(), flags, self.writer_pragmas)
         };
         self.writer.get_or_try_init(start).await?.run(job).await
@@ -117,7 +128,7 @@ impl SqliteThread {
             .name("herald-sqlite".to_owned())
             .spawn(body)
             .map_err(sqlx::Error::Io)?;
-        is_open.await.map_err(|_| sqlx::Error::WorkerCrashed)?.map_err(SqliteFailure::into_sqlx)?;
+        is_open.await.map_err(|_| sqlx::Error::WorkerCrashed)?.map_err(from_rusqlite)?;
         Ok(Self { jobs: Mutex::new(Some(jobs)), handle: Mutex::new(Some(handle)) })
     }
 
@@ -137,7 +148,7 @@ impl SqliteThread {
         if !sent {
             return Err(sqlx::Error::WorkerCrashed);
         }
-        result.await.map_err(|_| sqlx::Error::WorkerCrashed)?.map_err(SqliteFailure::into_sqlx)
+        result.await.map_err(|_| sqlx::Error::WorkerCrashed)?.map_err(from_rusqlite)
     }
 
     /// Ends the thread and waits for that, so that its connection is closed.
@@ -162,73 +173,4 @@ fn open(file: &Path, flags: OpenFlags, pragmas: &str) -> rusqlite::Result<Connec
     connection.set_prepared_statement_cache_capacity(PREPARED_STATEMENTS);
     connection.execute_batch(pragmas)?;
     Ok(connection)
-}
-
-/// What SQLite said, in the shape in which everything else here says it.
-#[derive(Debug)]
-struct SqliteFailure {
-    code: String,
-    message: String,
-    kind: Kind,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Kind {
-    Unique,
-    Other,
-}
-
-impl SqliteFailure {
-    fn into_sqlx(error: rusqlite::Error) -> sqlx::Error {
-        use rusqlite::ffi::{SQLITE_CONSTRAINT_PRIMARYKEY, SQLITE_CONSTRAINT_UNIQUE};
-        match error {
-            rusqlite::Error::SqliteFailure(failure, message) => {
-                let kind = match failure.extended_code {
-                    SQLITE_CONSTRAINT_UNIQUE | SQLITE_CONSTRAINT_PRIMARYKEY => Kind::Unique,
-                    _ => Kind::Other,
-                };
-                let message = message.unwrap_or_else(|| failure.to_string());
-                let code = failure.extended_code.to_string();
-                sqlx::Error::Database(Box::new(Self { code, message, kind }))
-            }
-            error => sqlx::Error::Decode(Box::new(error)),
-        }
-    }
-}
-
-impl fmt::Display for SqliteFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "(code: {}) {}", self.code, self.message)
-    }
-}
-
-impl Error for SqliteFailure {}
-
-impl DatabaseError for SqliteFailure {
-    fn message(&self) -> &str {
-        &self.message
-    }
-
-    fn code(&self) -> Option<Cow<'_, str>> {
-        Some(Cow::Borrowed(&self.code))
-    }
-
-    fn kind(&self) -> ErrorKind {
-        match self.kind {
-            Kind::Unique => ErrorKind::UniqueViolation,
-            Kind::Other => ErrorKind::Other,
-        }
-    }
-
-    fn as_error(&self) -> &(dyn Error + Send + Sync + 'static) {
-        self
-    }
-
-    fn as_error_mut(&mut self) -> &mut (dyn Error + Send + Sync + 'static) {
-        self
-    }
-
-    fn into_error(self: Box<Self>) -> Box<dyn Error + Send + Sync + 'static> {
-        self
-    }
 }

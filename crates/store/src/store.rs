@@ -7,6 +7,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use crate::append::Committer;
 use crate::clock::Clock;
 use crate::database::{ConnectError, Database, DatabaseKind, Options};
 use crate::event::Position;
@@ -25,6 +26,7 @@ struct Inner {
     database: Database,
     clock: Clock,
     signal: Signal,
+    committer: Committer,
     migrations: Vec<Migration>,
     /// Up to here everything is settled, as far as this process has seen or proven. Only ever raised.
     known_head: AtomicI64,
@@ -96,10 +98,12 @@ impl Store {
     fn assemble(database: Database, signal: Signal, migrations: Vec<Migration>, manual: bool) -> Self {
         let notifier = tokio::spawn(wake::notify_others(database.clone(), signal.elsewhere()));
         let clock = Clock::new(database.clone(), signal.clone(), manual);
+        let committer = Committer::new(&database, &signal, manual);
         Self(Arc::new(Inner {
             database,
             clock,
             signal,
+            committer,
             migrations,
             known_head: AtomicI64::new(0),
             seen: AtomicI64::new(0),
@@ -183,8 +187,9 @@ impl Store {
         wake::listen(&self.0.database, &self.0.signal, stop).await;
     }
 
-    /// Sends the last hint and closes every connection. Other handles of this store are of no use afterwards.
+    /// Finishes the appends that wait, sends the last hint and closes every connection. Other handles of this store are of no use afterwards.
     pub async fn close(&self) {
+        self.0.committer.close().await;
         if let Some(notifier) = self.0.notifier.lock().await.take() {
             self.0.signal.stop();
             let _ = notifier.await;
@@ -192,8 +197,8 @@ impl Store {
         self.0.database.close().await;
     }
 
-    pub(crate) fn signal(&self) -> &Signal {
-        &self.0.signal
+    pub(crate) fn committer(&self) -> &Committer {
+        &self.0.committer
     }
 
     pub(crate) fn known_head(&self) -> Position {

@@ -67,7 +67,7 @@ impl Timestamp {
     }
 
     /// `2026-01-01 00:00:00.000000`: the form of SQLite columns, as wide for every instant.
-    fn to_column(self) -> Result<String, jiff::Error> {
+    pub(crate) fn to_column(self) -> Result<String, jiff::Error> {
         Ok(self.civil()?.strftime("%Y-%m-%d %H:%M:%S.%6f").to_string())
     }
 
