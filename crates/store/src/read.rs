@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::connection::Connection;
 use crate::event::{Event, Position};
+use crate::filter::Filter;
 use crate::json::Json;
 use crate::sql::Sql;
 use crate::store::Store;
@@ -19,13 +20,6 @@ use crate::values::Record;
 
 /// The largest page.
 pub const MAX_PAGE_EVENTS: usize = 10_000;
-
-/// Which events.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
-    stream: Option<StreamName>,
-    types: Option<Vec<String>>,
-}
 
 /// Which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,31 +58,6 @@ pub enum ReadError {
     /// The database refused.
     #[error("could not read the log")]
     Database(#[from] sqlx::Error),
-}
-
-impl Filter {
-    /// Everything.
-    pub fn all() -> Self {
-        Self::default()
-    }
-
-    /// Only this stream.
-    #[must_use]
-    pub fn stream(mut self, stream: StreamName) -> Self {
-        self.stream = Some(stream);
-        self
-    }
-
-    /// Only these types; an empty list matches nothing.
-    #[must_use]
-    pub fn types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.types = Some(types.into_iter().map(Into::into).collect());
-        self
-    }
-
-    fn is_all(&self) -> bool {
-        *self == Self::all()
-    }
 }
 
 impl Store {
