@@ -1,6 +1,6 @@
 //! `herald events`: appending by hand, and counting what is there.
 
-use testkit::{TestDatabase, both};
+use testkit::both;
 
 use crate::program::herald;
 

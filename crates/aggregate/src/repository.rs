@@ -81,14 +81,14 @@ impl<A: Aggregate> Repository<A> {
         let mut next = 0;
         loop {
             let page = self.store.read_stream(stream, next, PAGE).await?;
-            for event in &page {
+            for event in &page.events {
                 // Types that the aggregate does not know are somebody else's in its stream.
                 if let Some(decoded) = A::Event::decode(event) {
                     state = A::evolve(state, &decoded?);
                 }
                 next = event.version.0 + 1;
             }
-            if page.len() < PAGE {
+            if page.next.is_none() {
                 break;
             }
         }

@@ -124,6 +124,9 @@ impl NewEvent {
         if !self.metadata.is_object() {
             return Err(InvalidEvent::Metadata(InvalidJson::NotAnObject));
         }
+        if let Some(key) = self.metadata.repeated_key() {
+            return Err(InvalidEvent::MetadataKeyTwice(key));
+        }
         Ok(())
     }
 }
@@ -147,6 +150,9 @@ pub enum InvalidEvent {
     /// Metadata is not a JSON object.
     #[error("the metadata cannot be stored")]
     Metadata(#[source] InvalidJson),
+    /// A field of the metadata stands twice: nobody could say which of them counts.
+    #[error("the metadata has the field {0:?} twice; give each field once")]
+    MetadataKeyTwice(String),
     /// More than [`MAX_APPEND_EVENTS`] in one append.
     #[error("{0} events in one append, at most {MAX_APPEND_EVENTS} are allowed")]
     TooManyEvents(usize),

@@ -3,9 +3,10 @@
 //! Payloads are kept as they were written, byte for byte, and handed on unparsed; whoever wants a typed
 //! value asks for it. Nothing here ever turns a payload into a tree of values.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -54,9 +55,19 @@ impl Json {
         Self("{}".into())
     }
 
-    /// Takes text out of a row of the log, where only checked text was ever put.
+    /// Takes text that was checked before it was stored.
     pub(crate) fn stored(text: String) -> Self {
         Self(text.into_boxed_str())
+    }
+
+    /// Takes text out of a row of the log, where only checked text was ever put. What plainly is no JSON is refused:
+    /// it is looked at from both ends only, as parsing it would cost as much as reading it.
+    pub(crate) fn from_row(text: &str) -> Result<Self, InvalidJson> {
+        let (first, last) = (text.as_bytes().first(), text.as_bytes().last());
+        if !matches!((first, last), (Some(b'{'), Some(b'}')) | (Some(b'['), Some(b']'))) {
+            serde_json::from_str::<&RawValue>(text)?;
+        }
+        Ok(Self(text.into()))
     }
 
     /// The text as written.
@@ -67,6 +78,29 @@ impl Json {
     /// Reads the text into a type of yours.
     pub fn to<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
         serde_json::from_str(&self.0)
+    }
+
+    /// The first key that stands twice in the object, at its top level.
+    pub(crate) fn repeated_key(&self) -> Option<String> {
+        struct Keys;
+        impl<'de> Visitor<'de> for Keys {
+            type Value = Option<String>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let (mut seen, mut repeated) = (BTreeSet::new(), None);
+                while let Some((key, IgnoredAny)) = map.next_entry::<String, IgnoredAny>()? {
+                    if repeated.is_none() && !seen.insert(key.clone()) {
+                        repeated = Some(key);
+                    }
+                }
+                Ok(repeated)
+            }
+        }
+        serde_json::Deserializer::from_str(&self.0).deserialize_map(Keys).ok().flatten()
     }
 
     pub(crate) fn is_object(&self) -> bool {

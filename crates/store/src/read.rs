@@ -1,31 +1,40 @@
-//! Reading the log: pages, forwards and backwards, of everything, of one stream, of some types.
+//! Reading the log: pages, forwards and backwards, of everything or of what a filter wants.
 //!
 //! The unfiltered feed proves each hole. Every other read first takes the safe head and then reads no
 //! further than that; without the bound a filtered read could pass an event that is still being committed.
+//! Pages are bounded by events, by bytes, and by how much is looked at to fill them.
 
-use sqlx::postgres::PgRow;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{FromRow, Row};
+mod explain;
+mod query;
+mod row;
+
+use std::ops::Deref;
+
 use uuid::Uuid;
 
-use crate::connection::Connection;
-use crate::event::{Event, Position};
-use crate::json::Json;
-use crate::sql::Sql;
+use self::query::{Plan, Query, Range, stream_before, stream_from};
+use self::row::{Rows, fetch, fetch_in};
+use crate::event::{Event, Position, Version};
+use crate::filter::Filter;
 use crate::store::Store;
 use crate::stream_name::StreamName;
 use crate::tx::Tx;
-use crate::values::Record;
 
 /// The largest page.
 pub const MAX_PAGE_EVENTS: usize = 10_000;
-
-/// Which events.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
-    stream: Option<StreamName>,
-    types: Option<Vec<String>>,
-}
+/// A page is full when its payloads and metadata have this many bytes; it has at least one event.
+pub const MAX_PAGE_BYTES: usize = 8 * 1024 * 1024;
+/// One read looks at no more events than this to fill its page, where the database cannot find the wanted ones
+/// without looking at others.
+pub const MAX_LOOKED_AT: i64 = 100_000;
+/// Events looked at by one statement in such a read.
+const LOOK: i64 = 10_000;
+/// Usual size of a page.
+const PAGE_EVENTS: usize = 1_000;
+/// Several types are looked for in so many positions at first for each event of the page, and then in eight times
+/// as many, and so on: where they are frequent, little is found in vain, and where they are rare, the end is near.
+const FIRST_WINDOW: i64 = 4;
+const WINDOW_GROWTH: i64 = 8;
 
 /// Which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +50,20 @@ pub enum Direction {
 pub struct Page {
     /// The events, in the order asked for.
     pub events: Vec<Event>,
-    /// Reading forwards: everything up to here has been looked at, so a reader may move here even if the
-    /// last event that it wanted stands lower.
+    /// Everything up to here (backwards: from here on) has been looked at, so a reader goes on from here even if
+    /// the last event that it wanted stands elsewhere.
     pub scanned_to: Position,
+    /// Nothing more could be read when this page was read. If not, go on, even if the page is empty.
+    pub is_end: bool,
+}
+
+/// A page of one stream.
+#[derive(Clone, Debug)]
+pub struct StreamPage {
+    /// The events, by version.
+    pub events: Vec<Event>,
+    /// The version to go on from; none at the end of the stream.
+    pub next: Option<Version>,
 }
 
 /// Why events could not be read.
@@ -66,66 +86,43 @@ pub enum ReadError {
     Database(#[from] sqlx::Error),
 }
 
-impl Filter {
-    /// Everything.
-    pub fn all() -> Self {
-        Self::default()
-    }
-
-    /// Only this stream.
-    #[must_use]
-    pub fn stream(mut self, stream: StreamName) -> Self {
-        self.stream = Some(stream);
-        self
-    }
-
-    /// Only these types; an empty list matches nothing.
-    #[must_use]
-    pub fn types(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.types = Some(types.into_iter().map(Into::into).collect());
-        self
-    }
-
-    fn is_all(&self) -> bool {
-        *self == Self::all()
-    }
-}
-
 impl Store {
-    /// The next events after a position, oldest first, at most `limit` (and [`MAX_PAGE_EVENTS`]).
+    /// The next events after a position, oldest first, at most `limit` (and [`MAX_PAGE_EVENTS`], and
+    /// [`MAX_PAGE_BYTES`]).
     ///
-    /// A page may be shorter than its limit although more events follow, where somebody is just appending;
-    /// an empty one means that there is nothing to read for now. No event is ever skipped: what a page leaves behind it can never get an event later.
+    /// A page may be shorter than its limit, even empty, although more events follow: `is_end` tells. No event is
+    /// ever skipped: what a page leaves behind it can never get an event later. Where the next event cannot be read,
+    /// what stands before it is delivered first, and then the error.
     pub async fn read(&self, filter: &Filter, after: Position, limit: usize) -> Result<Page, ReadError> {
-        let limit = page_limit(limit);
+        let limit = limit.min(MAX_PAGE_EVENTS);
         if filter.is_all() {
-            let events = self.read_contiguous(after, limit).await?;
+            let events = self.read_contiguous(after, page_limit(limit)).await?;
             let scanned_to = events.last().map_or(after, |event| event.position);
-            return Ok(Page { events, scanned_to });
+            let is_end = events.is_empty() && limit > 0;
+            return Ok(Page { events, scanned_to, is_end });
         }
         // The head is taken before the snapshot of the read, never in the same statement.
         let head = self.head().await?.position;
-        if head <= after {
-            return Ok(Page { events: Vec::new(), scanned_to: after });
-        }
-        let events = select(self, filter, after, Some(head), limit).await?;
-        let is_full = i64::try_from(events.len()) == Ok(limit);
-        let scanned_to = if is_full { events.last().map_or(after, |event| event.position) } else { head };
-        Ok(Page { events, scanned_to })
+        let range = Range { after, up_to: head.max(after), direction: Direction::Forwards };
+        self.scan(filter, range, limit).await
     }
 
-    /// The events before a position (or from the end), newest first, at most `limit`.
+    /// The events before a position (or from the end), newest first, at most `limit`. To go on, ask for what stands
+    /// before `scanned_to`.
     pub async fn read_backwards(
         &self,
         filter: &Filter,
         before: Option<Position>,
         limit: usize,
-    ) -> Result<Vec<Event>, ReadError> {
+    ) -> Result<Page, ReadError> {
         let head = self.head().await?.position;
-        let up_to = before.map_or(head, |before| head.min(Position(before.0 - 1)));
-        let statement = Statement::new(filter, Position::START, Some(up_to), page_limit(limit))
-            .in_direction(Direction::Backwards);
-        statement.fetch(&mut self.database().reader().await?).await
+        let up_to = before.map_or(head, |before| head.min(Position(before.0.saturating_sub(1))));
+        let range = Range {
+            after: Position::START,
+            up_to: up_to.max(Position::START),
+            direction: Direction::Backwards,
+        };
+        self.scan(filter, range, limit.min(MAX_PAGE_EVENTS)).await
     }
 
     /// Where the event with this id stands, if the log has it.
@@ -135,13 +132,31 @@ impl Store {
         Ok(row.map(|row| row.0))
     }
 
-    /// How many events there are up to a position, which must not be beyond the head.
+    /// How many events there are up to a position, which must not be beyond the head. Where the database cannot
+    /// tell without looking at others, they are read.
     pub async fn count(&self, filter: &Filter, up_to: Position) -> Result<u64, ReadError> {
-        let statement = Statement::new(filter, Position::START, Some(up_to), i64::MAX);
-        statement.count(&mut self.database().reader().await?).await
+        if filter.is_nothing() {
+            return Ok(0);
+        }
+        let mut range = Range { after: Position::START, up_to, direction: Direction::Forwards };
+        let plan = Plan::new(self.database().kind(), filter, true);
+        if !plan.looks_at_others() {
+            let (count, _) = self.numbers(plan.count(range)).await?;
+            return Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0));
+        }
+        let mut count = 0;
+        loop {
+            let page = self.scan(filter, range, MAX_PAGE_EVENTS).await?;
+            count += u64::try_from(page.events.len()).unwrap_or(u64::MAX);
+            range.after = page.scanned_to;
+            if page.is_end {
+                return Ok(count);
+            }
+        }
     }
 
-    /// The events of one stream from a version on, oldest first, at most `limit`.
+    /// The events of one stream from a version on, oldest first, at most `limit` (and [`MAX_PAGE_EVENTS`], and
+    /// [`MAX_PAGE_BYTES`]).
     ///
     /// A stream has no holes, so this needs no head: it shows what is committed. Use it to rebuild state.
     pub async fn read_stream(
@@ -149,8 +164,10 @@ impl Store {
         stream: &StreamName,
         from_version: i64,
         limit: usize,
-    ) -> Result<Vec<Event>, ReadError> {
-        read_stream(&mut self.database().reader().await?, stream, from_version, page_limit(limit)).await
+    ) -> Result<StreamPage, ReadError> {
+        let query = stream_from(self.database().kind(), stream, from_version, self.rows_at_once(limit));
+        let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
+        self.stream_page(rows)
     }
 
     /// As [`Store::read_stream`], inside a transaction.
@@ -160,31 +177,124 @@ impl Store {
         stream: &StreamName,
         from_version: i64,
         limit: usize,
-    ) -> Result<Vec<Event>, ReadError> {
+    ) -> Result<StreamPage, ReadError> {
         tx.usable()?;
-        read_stream(tx.connection(), stream, from_version, page_limit(limit)).await
+        let query = stream_from(tx.kind(), stream, from_version, self.rows_at_once(limit));
+        let rows = fetch_in(tx.connection(), &query, MAX_PAGE_BYTES).await?;
+        self.stream_page(rows)
+    }
+
+    /// The events of one stream before a version, or from its newest, newest first, at most `limit`.
+    pub async fn read_stream_backwards(
+        &self,
+        stream: &StreamName,
+        before: Option<Version>,
+        limit: usize,
+    ) -> Result<StreamPage, ReadError> {
+        let (kind, limit) = (self.database().kind(), self.rows_at_once(limit));
+        let query = stream_before(kind, stream, before.map(|version| version.0), limit);
+        let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
+        let mut page = self.stream_page(rows)?;
+        // Going backwards, the next page stands before the last version of this one.
+        page.next = page.next.and(page.events.last().map(|event| event.version)).filter(|last| last.0 > 0);
+        Ok(page)
+    }
+
+    fn stream_page(&self, rows: Rows) -> Result<StreamPage, ReadError> {
+        self.note_sizes(&rows);
+        let next = rows.events.last().filter(|_| rows.is_cut).map(|event| Version(event.version.0 + 1));
+        match rows.bad {
+            Some(error) if rows.events.is_empty() => Err(error),
+            _ => Ok(StreamPage { events: rows.events, next }),
+        }
+    }
+
+    /// Reads a range of positions, which the caller knows to be safe, until the page is full.
+    async fn scan(&self, filter: &Filter, mut range: Range, limit: usize) -> Result<Page, ReadError> {
+        let mut page = Page { events: Vec::new(), scanned_to: range.begin(), is_end: false };
+        if limit == 0 {
+            return Ok(page);
+        }
+        let plan = Plan::new(self.database().kind(), filter, true);
+        let mut window = plan.merges().then(|| page_limit(limit).saturating_mul(FIRST_WINDOW));
+        let mut may_look_at = MAX_LOOKED_AT;
+        let mut bytes = 0;
+        while !range.is_empty() && !filter.is_nothing() {
+            let mut part = range;
+            if let Some(positions) = &mut window {
+                part.shorten(*positions);
+                *positions = positions.saturating_mul(WINDOW_GROWTH);
+            }
+            if plan.looks_at_others() {
+                may_look_at -= self.shorten_to_look(&plan, &mut part).await?;
+            }
+            let wanted = page_limit(limit - page.events.len());
+            let query = plan.events(part, self.rows_at_once_of(wanted));
+            let mut rows = fetch(self.database(), query, MAX_PAGE_BYTES.saturating_sub(bytes)).await?;
+            self.note_sizes(&rows);
+            bytes += rows.bytes;
+            match rows.events.last().filter(|_| rows.is_cut) {
+                Some(last) => range.move_past(last.position),
+                None if rows.is_cut => {}
+                None => range.skip(part),
+            }
+            rows.events.retain(|event| filter.matches(event));
+            page.events.append(&mut rows.events);
+            match rows.bad {
+                Some(error) if page.events.is_empty() => return Err(error),
+                Some(_) => break,
+                None => {}
+            }
+            if page.events.len() >= limit || bytes >= MAX_PAGE_BYTES || may_look_at <= 0 {
+                break;
+            }
+        }
+        page.is_end = range.is_empty() || filter.is_nothing();
+        page.scanned_to = if filter.is_nothing() { range.end() } else { range.begin() };
+        Ok(page)
+    }
+
+    /// Shortens a range to what one statement may look at; answers how many events that are at most.
+    async fn shorten_to_look(&self, plan: &Plan<'_>, range: &mut Range) -> Result<i64, ReadError> {
+        if plan.walks_the_log() {
+            range.shorten(LOOK);
+            return Ok(LOOK);
+        }
+        let (last, count) = self.numbers(plan.end_of_look(*range, LOOK)).await?;
+        if let Some(last) = last
+            && count >= LOOK
+        {
+            range.end_at(Position(last));
+        }
+        // A look costs something even if it finds nothing.
+        Ok(count.max(1))
+    }
+
+    /// Reads a row of two numbers.
+    async fn numbers(&self, query: Query) -> Result<(Option<i64>, i64), ReadError> {
+        Ok(row::fetch_numbers(self.database(), query).await?)
+    }
+
+    /// The limit of rows for a statement. Where the events of late were large, no more are asked for than will fit
+    /// the page about twice: what a server has begun to send must be received.
+    fn rows_at_once(&self, limit: usize) -> i64 {
+        self.rows_at_once_of(page_limit(limit.min(MAX_PAGE_EVENTS)))
+    }
+
+    fn rows_at_once_of(&self, limit: i64) -> i64 {
+        let fitting = 2 * MAX_PAGE_BYTES / self.bytes_per_event().max(1);
+        limit.min(page_limit(fitting.max(1)))
+    }
+
+    fn note_sizes(&self, rows: &Rows) {
+        if let Some(average) = rows.bytes.checked_div(rows.events.len()) {
+            self.note_bytes_per_event(average);
+        }
     }
 }
 
 fn page_limit(limit: usize) -> i64 {
-    i64::try_from(limit.min(MAX_PAGE_EVENTS)).unwrap_or(i64::MAX)
-}
-
-/// The columns of an event in the order in which [`EventRow`] reads them.
-const COLUMNS: &str = "position, stream, version, type, payload, metadata, id, correlation_id, causation_id, \
-                       recorded_at";
-
-async fn read_stream(
-    connection: &mut Connection,
-    stream: &StreamName,
-    from_version: i64,
-    limit: i64,
-) -> Result<Vec<Event>, ReadError> {
-    let sql = Sql::built(format!(
-        "SELECT {COLUMNS} FROM herald_events WHERE stream = $1 AND version >= $2 ORDER BY version LIMIT $3"
-    ));
-    let rows: Vec<EventRow> = connection.fetch_all(sql, (stream.as_str(), from_version, limit)).await?;
-    rows.into_iter().map(|row| row.0).collect()
+    i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
 /// Reads what is visible after a position and up to another one. No promise about holes: see the callers.
@@ -195,109 +305,89 @@ pub(crate) async fn select(
     up_to: Option<Position>,
     limit: i64,
 ) -> Result<Vec<Event>, ReadError> {
-    let statement = Statement::new(filter, after, up_to, limit);
-    statement.fetch(&mut store.database().reader().await?).await
+    let range = Range { after, up_to: up_to.unwrap_or(Position(i64::MAX)), direction: Direction::Forwards };
+    let plan = Plan::new(store.database().kind(), filter, true);
+    let query = plan.events(range, store.rows_at_once_of(limit));
+    let rows = fetch(store.database(), query, MAX_PAGE_BYTES).await?;
+    store.note_sizes(&rows);
+    match rows.bad {
+        Some(error) if rows.events.is_empty() => Err(error),
+        _ => Ok(rows.events),
+    }
 }
 
-struct Statement<'a> {
-    filter: &'a Filter,
-    after: Position,
-    up_to: Position,
-    limit: i64,
-    direction: Direction,
-}
-
-impl<'a> Statement<'a> {
-    fn new(filter: &'a Filter, after: Position, up_to: Option<Position>, limit: i64) -> Self {
-        let up_to = up_to.unwrap_or(Position(i64::MAX));
-        Self { filter, after, up_to, limit, direction: Direction::Forwards }
+impl Range {
+    fn is_empty(self) -> bool {
+        self.after >= self.up_to
     }
 
-    fn in_direction(mut self, direction: Direction) -> Self {
-        self.direction = direction;
-        self
-    }
-
-    async fn fetch(&self, connection: &mut Connection) -> Result<Vec<Event>, ReadError> {
-        let order = match self.direction {
-            Direction::Forwards => "ORDER BY position",
-            Direction::Backwards => "ORDER BY position DESC",
-        };
-        let rows: Vec<EventRow> = self.rows(connection, COLUMNS, order).await?;
-        rows.into_iter().map(|row| row.0).collect()
-    }
-
-    async fn count(&self, connection: &mut Connection) -> Result<u64, ReadError> {
-        let rows: Vec<(i64,)> = self.rows(connection, "COUNT(*)", "").await?;
-        Ok(rows.first().and_then(|row| u64::try_from(row.0).ok()).unwrap_or(0))
-    }
-
-    /// Selects, with a place for each value: bounds and limit first, then stream, then types.
-    async fn rows<T: Record>(
-        &self,
-        connection: &mut Connection,
-        select: &str,
-        order: &str,
-    ) -> sqlx::Result<Vec<T>> {
-        let types = self.filter.types.as_deref().unwrap_or_default();
-        if self.filter.types.is_some() && types.is_empty() {
-            return Ok(Vec::new());
+    /// Where a reader of this range stands.
+    fn begin(self) -> Position {
+        match self.direction {
+            Direction::Forwards => self.after,
+            Direction::Backwards => Position(self.up_to.0.saturating_add(1)),
         }
-        let stream = self.filter.stream.as_ref().map(StreamName::as_str);
-        let mut text = format!("SELECT {select} FROM herald_events WHERE position > $1 AND position <= $2");
-        let first_type = if stream.is_some() { 5 } else { 4 };
-        if stream.is_some() {
-            text.push_str(" AND stream = $4");
+    }
+
+    /// Where a reader of all of it will stand.
+    fn end(self) -> Position {
+        match self.direction {
+            Direction::Forwards => self.up_to,
+            Direction::Backwards => Position(self.after.0.saturating_add(1)),
         }
-        if !types.is_empty() {
-            let places: Vec<String> =
-                (first_type..).take(types.len()).map(|place| format!("${place}")).collect();
-            text.push_str(&format!(" AND type IN ({})", places.join(", ")));
-        }
-        text.push_str(&format!(" {order} LIMIT $3"));
-        let sql = Sql::built(text).for_database(connection.kind());
-        // The number of values is known at run time only, so they are bound one by one.
-        let values = stream.into_iter().chain(types.iter().map(String::as_str));
-        match connection {
-            Connection::Sqlite(connection) => {
-                let query = sqlx::query_as(sql).bind(self.after).bind(self.up_to).bind(self.limit);
-                values.fold(query, sqlx::query::QueryAs::bind).fetch_all(&mut **connection).await
+    }
+
+    /// Keeps so many positions from its beginning.
+    fn shorten(&mut self, positions: i64) {
+        match self.direction {
+            Direction::Forwards => {
+                self.up_to = self.up_to.min(Position(self.after.0.saturating_add(positions)));
             }
-            Connection::Postgres(connection) => {
-                let query = sqlx::query_as(sql).bind(self.after).bind(self.up_to).bind(self.limit);
-                values.fold(query, sqlx::query::QueryAs::bind).fetch_all(&mut **connection).await
+            Direction::Backwards => {
+                self.after = self.after.max(Position(self.up_to.0.saturating_sub(positions)));
             }
         }
     }
-}
 
-/// A row of the log, or why it is none.
-struct EventRow(Result<Event, ReadError>);
-
-macro_rules! event_row {
-    ($row:ty) => {
-        impl<'r> FromRow<'r, $row> for EventRow {
-            fn from_row(row: &'r $row) -> sqlx::Result<Self> {
-                let position = row.try_get(0)?;
-                let event = || -> Result<Event, Box<dyn std::error::Error + Send + Sync>> {
-                    Ok(Event {
-                        position,
-                        stream: StreamName::new(row.try_get::<String, _>(1)?)?,
-                        version: row.try_get(2)?,
-                        event_type: row.try_get(3)?,
-                        payload: Json::stored(row.try_get(4)?),
-                        metadata: Json::stored(row.try_get(5)?),
-                        id: row.try_get(6)?,
-                        correlation_id: row.try_get(7)?,
-                        causation_id: row.try_get(8)?,
-                        recorded_at: row.try_get(9)?,
-                    })
-                };
-                Ok(Self(event().map_err(|source| ReadError::BadRow { position, source })))
-            }
+    /// Lets it end with this position.
+    fn end_at(&mut self, last: Position) {
+        match self.direction {
+            Direction::Forwards => self.up_to = last,
+            Direction::Backwards => self.after = Position(last.0 - 1),
         }
-    };
+    }
+
+    /// What is left after this position was read.
+    fn move_past(&mut self, position: Position) {
+        match self.direction {
+            Direction::Forwards => self.after = position,
+            Direction::Backwards => self.up_to = Position(position.0 - 1),
+        }
+    }
+
+    /// What is left after a part from its beginning was read.
+    fn skip(&mut self, part: Self) {
+        match self.direction {
+            Direction::Forwards => self.after = part.up_to,
+            Direction::Backwards => self.up_to = part.after,
+        }
+    }
 }
 
-event_row!(SqliteRow);
-event_row!(PgRow);
+/// A page of a stream is mostly its events.
+impl Deref for StreamPage {
+    type Target = [Event];
+
+    fn deref(&self) -> &Self::Target {
+        &self.events
+    }
+}
+
+impl IntoIterator for StreamPage {
+    type Item = Event;
+    type IntoIter = std::vec::IntoIter<Event>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.events.into_iter()
+    }
+}

@@ -16,7 +16,8 @@ use tokio::time::Instant;
 
 use crate::database::{Database, DatabaseKind};
 use crate::event::{Event, Position};
-use crate::read::{Filter, ReadError, select};
+use crate::filter::Filter;
+use crate::read::{ReadError, select};
 use crate::store::Store;
 
 /// Most holes close within this time, without a look at the lock table.

@@ -1,7 +1,8 @@
 //! What is in the log, counted: for people who want to know what they have, not for code that runs often.
 
 use crate::event::Position;
-use crate::read::{Filter, ReadError};
+use crate::filter::Filter;
+use crate::read::ReadError;
 use crate::store::Store;
 use crate::timestamp::Timestamp;
 

@@ -1,7 +1,7 @@
 //! The store: one log in one database, and the handle that everybody holds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -32,6 +32,8 @@ struct Inner {
     known_head: AtomicI64,
     /// The highest position that this process has seen, settled or not. Only ever raised.
     seen: AtomicI64,
+    /// How large the events of the last page were, on average: it bounds what is asked for at once.
+    bytes_per_event: AtomicUsize,
     /// Held by the one task that finds out who is appending.
     prover: Mutex<()>,
     /// Tells other processes about commits.
@@ -107,6 +109,7 @@ impl Store {
             migrations,
             known_head: AtomicI64::new(0),
             seen: AtomicI64::new(0),
+            bytes_per_event: AtomicUsize::new(0),
             prover: Mutex::new(()),
             notifier: Mutex::new(Some(notifier)),
         }))
@@ -215,6 +218,14 @@ impl Store {
 
     pub(crate) fn note_seen(&self, position: Position) {
         self.0.seen.fetch_max(position.0, Ordering::AcqRel);
+    }
+
+    pub(crate) fn bytes_per_event(&self) -> usize {
+        self.0.bytes_per_event.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_bytes_per_event(&self, average: usize) {
+        self.0.bytes_per_event.store(average, Ordering::Relaxed);
     }
 
     pub(crate) fn prover(&self) -> &Mutex<()> {

@@ -71,7 +71,15 @@ impl Timestamp {
         Ok(self.civil()?.strftime("%Y-%m-%d %H:%M:%S.%6f").to_string())
     }
 
-    fn from_column(text: &str) -> Result<Self, BoxDynError> {
+    /// `2026-01-01T00:00:00.000000Z`: RFC 3339, as wide for every instant.
+    pub(crate) fn to_fixed(self) -> String {
+        match self.civil() {
+            Ok(instant) => instant.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+            Err(_) => self.to_string(),
+        }
+    }
+
+    pub(crate) fn from_column(text: &str) -> Result<Self, BoxDynError> {
         let civil: jiff::civil::DateTime = text.parse()?;
         Ok(Self(civil.to_zoned(jiff::tz::TimeZone::UTC)?.timestamp().as_microsecond()))
     }

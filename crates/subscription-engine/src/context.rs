@@ -297,11 +297,10 @@ impl Cause<'_, '_> {
                 Some(tx) => store.read_stream_in(tx, stream, next, STREAM_PAGE).await?,
                 None => store.read_stream(stream, next, STREAM_PAGE).await?,
             };
-            let is_last = page.len() < STREAM_PAGE;
-            next = page.last().map_or(next, |event| event.version.0 + 1);
-            events.extend(page.into_iter().map(|event| (event.event_type, event.payload)));
-            if is_last {
-                break;
+            events.extend(page.events.into_iter().map(|event| (event.event_type, event.payload)));
+            match page.next {
+                Some(version) => next = version.0,
+                None => break,
             }
         }
         let own = self.context.appends.iter().filter(|append| append.stream == *stream);

@@ -141,7 +141,7 @@ impl Engine {
             if self.registered(id).is_none() {
                 return Ok(Some(no_code(&seen)));
             }
-            let room = limit.map_or(u64::MAX, |limit| limit - events);
+            let room = limit.map_or(u64::MAX, |limit| limit.saturating_sub(events));
             if room == 0 {
                 return Ok(Some(Outcome::LimitReached { events }));
             }
@@ -211,6 +211,12 @@ impl Engine {
             Unit::Busy => Ok(Step::Busy),
             Unit::Stalled { why } => Ok(Step::Stalled(why)),
             Unit::Failed(_) => Ok(Step::Changed),
+            Unit::Looked { scanned_to } => {
+                if cursor.note(seen, scanned_to, false) && !self.save_position(seen, scanned_to).await? {
+                    return Ok(Step::Busy);
+                }
+                Ok(Step::Moved(0))
+            }
             Unit::Nothing { scanned_to } => self.at_head(seen, scanned_to, cursor, save_now).await,
         }
     }

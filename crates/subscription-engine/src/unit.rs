@@ -30,8 +30,10 @@ tokio::task_local! {
 pub(crate) enum Unit {
     /// It handled this many events; everything up to here is behind it.
     Moved { events: usize, to: Position },
-    /// Nobody wanted anything up to here; nothing was written.
+    /// Nobody wants anything up to here, where the head is; nothing was written.
     Nothing { scanned_to: Position },
+    /// Nobody wants anything up to here, and more follows; nothing was written.
+    Looked { scanned_to: Position },
     /// Another worker has it, or somebody changed it meanwhile.
     Busy,
     /// Something passing is in the way; nothing changed.
@@ -62,12 +64,13 @@ pub(crate) async fn run(
     let page = engine.store().read(&registered.definition.filter, from, limit).await?;
     let events = &page.events;
     if events.is_empty() {
-        return Ok(Unit::Nothing { scanned_to: page.scanned_to });
+        let scanned_to = page.scanned_to;
+        return Ok(if page.is_end { Unit::Nothing { scanned_to } } else { Unit::Looked { scanned_to } });
     }
     let mut seen = seen.clone();
     let (mut done, mut size) = (0, events.len());
     while done < events.len() {
-        let part = &events[done..events.len().min(done + size)];
+        let part = whole_positions(&events[done..], size);
         let is_last = done + part.len() == events.len();
         let to = if is_last { page.scanned_to } else { part[part.len() - 1].position };
         match handle(engine, registered, &seen, part, to).await? {
@@ -75,7 +78,7 @@ pub(crate) async fn run(
                 done += part.len();
                 seen = moved(&seen, to);
             }
-            Part::Failed(_) if part.len() > 1 => size = part.len() / 2,
+            Part::Failed(_) if part[0].position != part[part.len() - 1].position => size = part.len() / 2,
             Part::Failed(error) => {
                 return fail(engine, &registered.definition.retry, &seen, Some(&part[0]), &*error).await;
             }
@@ -85,6 +88,19 @@ pub(crate) async fn run(
         }
     }
     Ok(Unit::Moved { events: done, to: seen.read_from() })
+}
+
+/// At most `size` of the events, but all of one position: what one stored event was made into is never parted.
+fn whole_positions(events: &[Event], size: usize) -> &[Event] {
+    let is_cut_at = |end: usize| end < events.len() && events[end].position == events[end - 1].position;
+    let mut end = events.len().min(size.max(1));
+    while end > 1 && is_cut_at(end) {
+        end -= 1;
+    }
+    while is_cut_at(end) {
+        end += 1;
+    }
+    &events[..end]
 }
 
 /// The row as it is after its position moved: past the failing position the count of attempts is over.

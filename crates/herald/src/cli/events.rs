@@ -144,7 +144,7 @@ async fn select(app: &App, arguments: List) -> Result<Vec<Row>, Exit> {
     }
     let limit = usize::from(arguments.limit);
     let events = if arguments.reverse {
-        app.store.read_backwards(&filter, arguments.before.map(Position), limit).await?
+        app.store.read_backwards(&filter, arguments.before.map(Position), limit).await?.events
     } else {
         app.store.read(&filter, Position(arguments.after), limit).await?.events
     };
@@ -161,7 +161,7 @@ async fn find(app: &App, event: &str) -> Result<Event, Exit> {
     let position = position.filter(|position| position.0 > 0).ok_or_else(missing)?;
     let events =
         app.store.read_backwards(&Filter::all(), Some(Position(position.0.saturating_add(1))), 1).await?;
-    events.into_iter().find(|event| event.position == position).ok_or_else(missing)
+    events.events.into_iter().find(|event| event.position == position).ok_or_else(missing)
 }
 
 fn show(row: &Row) {
