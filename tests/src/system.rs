@@ -18,6 +18,7 @@ mod engine_worker;
 mod faults;
 mod given;
 mod hostile;
+mod interleavings;
 mod notifications;
 mod open;
 mod program;
