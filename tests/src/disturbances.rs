@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
-use bench::disturb::{ChildProgram, Disturbance, Place, Plan, run};
+use bench::disturb::{ChildProgram, Disturbance, Place, Plan, Way, run};
 use testkit::{Cluster, TestDatabase, own_postgres_or_left_out, postgres_or_left_out};
 
 use crate::program;
+use crate::safe_head::mutants::{take_lock_after_draw, take_lock_before_stream};
 
 const APPENDERS: usize = 8;
 /// Long enough for hundreds of appends and the whole disturbance.
@@ -18,26 +19,35 @@ const DELAY_BOUND: Duration = Duration::from_secs(10);
 
 /// Disturbs each way to append, in a log of its own.
 async fn all_is_well(disturbance: Disturbance, server: Option<&str>, cluster: Option<&Cluster>) {
-    let child = ChildProgram(program::beside_the_tests("bench"));
     for way in disturbance.ways() {
         let database = match server {
             Some(url) => TestDatabase::schema_in(url).await,
             None => TestDatabase::sqlite(),
         };
-        let plan = Plan {
-            disturbance,
-            way: *way,
-            appenders: APPENDERS,
-            span: SPAN,
-            think: THINK,
-            delay_bound: DELAY_BOUND,
-        };
 
-        let outcome = run(&plan, &Place { database, cluster, child: &child }).await.unwrap();
+        let violations = disturb(&plan(disturbance, *way), database, cluster).await;
 
-        println!("{outcome}");
-        assert_eq!(outcome.violations(), Vec::<String>::new());
+        assert_eq!(violations, Vec::<String>::new());
     }
+}
+
+fn plan(disturbance: Disturbance, way: Way) -> Plan {
+    Plan {
+        disturbance,
+        way,
+        appenders: APPENDERS,
+        span: SPAN,
+        think: THINK,
+        delay_bound: DELAY_BOUND,
+        catch_up_limit: DELAY_BOUND,
+    }
+}
+
+async fn disturb(plan: &Plan, database: TestDatabase, cluster: Option<&Cluster>) -> Vec<String> {
+    let child = ChildProgram(program::beside_the_tests("bench"));
+    let outcome = run(plan, &Place { database, cluster, child: &child }).await.unwrap();
+    println!("{outcome}");
+    outcome.violations()
 }
 
 /// A test for each disturbance of a database.
@@ -97,4 +107,31 @@ disturbances! { postgres:
     s09_immediate_restart ImmediateRestart,
     s09_several_streams SeveralStreams,
     s09_four_sessions_shared SharedSessions,
+}
+
+/// Tests of the tests: the matrix must notice an append that is known to be wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s09_mutant_append_that_takes_the_lock_after_the_draw_does_not_pass() {
+    let name = "s09_mutant_append_that_takes_the_lock_after_the_draw_does_not_pass";
+    let Some(database) = TestDatabase::postgres(name).await else { return };
+    database.store().await;
+    take_lock_after_draw(&database).await;
+
+    let violations = disturb(&plan(Disturbance::Nothing, Way::Raw), database, None).await;
+
+    assert!(violations.iter().any(|violation| violation.contains("lost")), "{violations:?}");
+}
+
+/// And a reader that waits for a stranger, since an appender does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s10_mutant_append_that_takes_the_lock_before_the_stream_does_not_pass() {
+    let name = "s10_mutant_append_that_takes_the_lock_before_the_stream_does_not_pass";
+    let Some(database) = TestDatabase::postgres(name).await else { return };
+    database.store().await;
+    take_lock_before_stream(&database).await;
+    let plan = Plan { catch_up_limit: SPAN, ..plan(Disturbance::LockedStream, Way::Raw) };
+
+    let violations = disturb(&plan, database, None).await;
+
+    assert!(violations.iter().any(|violation| violation.contains("lost")), "{violations:?}");
 }

@@ -1,7 +1,7 @@
 //! No reader ever skips an event (S-09), and no stranger ever delays one (S-10).
 
 mod model;
-mod mutants;
+pub(crate) mod mutants;
 
 use std::time::Duration;
 

@@ -20,6 +20,7 @@ mod faults;
 mod filters;
 mod given;
 mod hostile;
+mod interleavings;
 mod matcher;
 mod notifications;
 mod open;

@@ -32,8 +32,6 @@ use self::appender::{Appender, Habits, Kept};
 use self::reader::{Goal, Reading};
 use crate::BoxError;
 
-/// How long the readers may take to the end of the log once nobody appends any more.
-const CATCH_UP_LIMIT: Duration = Duration::from_secs(20);
 /// How long the appenders and who disturbs them may take to come to an end.
 const END_LIMIT: Duration = Duration::from_secs(60);
 /// Sessions that appenders share as behind a pooler.
@@ -54,6 +52,8 @@ pub struct Plan {
     pub think: Duration,
     /// An event that no slow appender holds back must be delivered within this time after it was acknowledged.
     pub delay_bound: Duration,
+    /// How long the readers may take to the end of the log once nobody appends any more; strangers are still there.
+    pub catch_up_limit: Duration,
 }
 
 /// Where a cell takes place.
@@ -141,7 +141,7 @@ pub async fn run(plan: &Plan, place: &Place<'_>) -> Result<Outcome, BoxError> {
     let took = start.elapsed();
 
     let table = Table::read(&elsewhere).await?;
-    let deadline = Instant::now() + CATCH_UP_LIMIT;
+    let deadline = Instant::now() + plan.catch_up_limit;
     goal.send_replace(Goal::Reach { position: table.head(), deadline });
     let (feed, typed) = (feed.await?, typed.await?);
     // Only now: whoever waited for a stranger has run into the deadline.

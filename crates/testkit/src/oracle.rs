@@ -89,8 +89,17 @@ pub struct Table(Vec<(Delivered, String)>);
 impl Table {
     /// Reads it. Nobody may be appending any more.
     pub async fn read(store: &Store) -> sqlx::Result<Self> {
-        let sql = "SELECT position, id, stream, version, type FROM herald_events ORDER BY position";
-        let rows: Vec<(Position, Uuid, String, i64, String)> = store.database().fetch_all(sql, ()).await?;
+        Self::read_after(store, Position::START).await
+    }
+
+    /// Reads what follows a position.
+    pub async fn read_after(store: &Store, after: Position) -> sqlx::Result<Self> {
+        let sql = "SELECT position, id, stream, version, type
+                     FROM herald_events
+                    WHERE position > $1
+                    ORDER BY position";
+        let rows: Vec<(Position, Uuid, String, i64, String)> =
+            store.database().fetch_all(sql, (after,)).await?;
         let rows = rows.into_iter().map(|(position, id, stream, version, event_type)| {
             (Delivered { position, id, stream, version }, event_type)
         });

@@ -108,15 +108,7 @@ async fn read_of_type(store: &Store, after: Position) -> Read {
 async fn s09_mutant_append_that_takes_the_lock_after_the_draw_is_caught() {
     caught("s09_mutant_append_that_takes_the_lock_after", async |database, seed| {
         let store = database.store().await;
-        mutate_appends(&database, |text| {
-            let at = text.rfind("\nEND").expect("a function has an end");
-            format!(
-                "{}\nPERFORM pg_sleep(0.02 * random()); {TAKE_LOCK}{}",
-                without_lock(&text[..at]),
-                &text[at..]
-            )
-        })
-        .await;
+        take_lock_after_draw(&database).await;
         judge(&database, seed, Wanted::All, async |after| read(&store, &Filter::all(), after).await).await
     })
     .await;
@@ -128,12 +120,7 @@ async fn s10_mutant_append_that_takes_the_lock_before_the_stream_is_caught() {
     let name = "s10_mutant_append_that_takes_the_lock_before";
     let Some(database) = TestDatabase::postgres(name).await else { return };
     let store = database.store().await;
-    mutate_appends(&database, |text| {
-        let text = without_lock(text);
-        assert!(text.contains("\nBEGIN\n"), "{text}");
-        text.replacen("\nBEGIN\n", &format!("\nBEGIN\n{TAKE_LOCK}\n"), 1)
-    })
-    .await;
+    take_lock_before_stream(&database).await;
 
     assert!(!reads_on_beside_a_waiting_appender(&database, &store).await);
 }
@@ -190,6 +177,29 @@ async fn s09_mutant_reader_that_trusts_a_standby_is_caught() {
         }
     };
     timeout(CAUGHT_WITHIN, until_caught).await.expect("the judge catches a mutant");
+}
+
+/// From here on, whoever appends takes the append lock some time after its positions were drawn.
+pub(crate) async fn take_lock_after_draw(database: &TestDatabase) {
+    mutate_appends(database, |text| {
+        let at = text.rfind("\nEND").expect("a function has an end");
+        format!(
+            "{}\nPERFORM pg_sleep(0.02 * random()); {TAKE_LOCK}{}",
+            without_lock(&text[..at]),
+            &text[at..]
+        )
+    })
+    .await;
+}
+
+/// From here on, whoever appends takes the append lock before it waits for its stream.
+pub(crate) async fn take_lock_before_stream(database: &TestDatabase) {
+    mutate_appends(database, |text| {
+        let text = without_lock(text);
+        assert!(text.contains("\nBEGIN\n"), "{text}");
+        text.replacen("\nBEGIN\n", &format!("\nBEGIN\n{TAKE_LOCK}\n"), 1)
+    })
+    .await;
 }
 
 /// Replaces every function that takes the append lock, in this database only, by what `mutate` makes of its text.

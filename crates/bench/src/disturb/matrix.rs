@@ -16,6 +16,8 @@ const HEAD: &str = "\
 |---|---|---|---:|---:|---:|---|---|---|---|---:|";
 /// What is no fault of a stranger's stays far below this.
 const DELAY_BOUND: Duration = Duration::from_secs(1);
+/// Whoever is not there by then waits for somebody who does not go.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(20);
 
 /// What of the matrix is run, and for how long.
 #[derive(Clone, Debug, clap::Args)]
@@ -94,6 +96,7 @@ impl Arguments {
                         span,
                         think: think(*appenders),
                         delay_bound: DELAY_BOUND,
+                        catch_up_limit: CATCH_UP_LIMIT,
                     });
                 }
             }
