@@ -53,7 +53,7 @@ both! {
             };
             match closed.append(&stream, ExpectedVersion::Any, vec![event.clone()]).await {
                 Err(AppendError::Invalid { .. }) => invalid += 1,
-                Err(AppendError::Database(_) | AppendError::OutcomeUnknown(_)) => {
+                Err(AppendError::Closed(_)) => {
                     assert_eq!(why_not_storable(&input.payload), None, "{input:?}");
                     assert_eq!(why_not_storable(&input.metadata), None, "{input:?}");
                     assert!(input.metadata.trim_start().starts_with('{'), "{input:?}");

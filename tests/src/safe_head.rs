@@ -235,7 +235,8 @@ async fn reads_on_beside_a_waiting_appender(database: &TestDatabase, store: &Sto
     row.execute("SELECT FROM herald_streams WHERE stream = 'a-1' FOR UPDATE").await.unwrap();
     let waiting = tokio::spawn({
         let another = database.open().await;
-        async move { append(&another, "a-1").await }
+        // In a transaction of its own making: an append by itself waits without the lock, whatever the order.
+        async move { appended_in(&another, "a-1").await.commit().await }
     });
     let blocked =
         "SELECT CAST(count(*) AS BIGINT) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'
@@ -248,7 +249,7 @@ async fn reads_on_beside_a_waiting_appender(database: &TestDatabase, store: &Sto
 
     assert!(!waiting.is_finished());
     row.rollback().await.unwrap();
-    waiting.await.unwrap();
+    waiting.await.unwrap().unwrap();
     page.is_ok_and(|page| positions(&page.unwrap().events) == [3])
 }
 
