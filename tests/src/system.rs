@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod append;
+mod append_model;
 mod bad_input;
 mod crash;
 mod demo;
@@ -24,6 +25,7 @@ mod interleavings;
 mod matcher;
 mod notifications;
 mod open;
+mod power_cut;
 mod program;
 mod read;
 mod repeated_append;

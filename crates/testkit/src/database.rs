@@ -41,6 +41,11 @@ impl TestDatabase {
         Self { url: format!("{url}?options=-csearch_path%3D{schema}"), _folder: None }
     }
 
+    /// The database at this URL, which the caller keeps and cleans up.
+    pub fn at(url: &str) -> Self {
+        Self { url: url.to_owned(), _folder: None }
+    }
+
     /// Where it is, as the program takes it.
     pub fn url(&self) -> &str {
         &self.url

@@ -121,6 +121,11 @@ impl Table {
         self.0.last().map_or(Position::START, |(event, _)| event.position)
     }
 
+    /// Whether the other one has the same events and perhaps more after them.
+    pub fn is_beginning_of(&self, other: &Self) -> bool {
+        other.0.starts_with(&self.0)
+    }
+
     /// How many of these events it has.
     pub fn count_of(&self, ids: &[Uuid]) -> usize {
         let ids: HashSet<&Uuid> = ids.iter().collect();
