@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, Connection as _, Executor, PgConnection, SqliteConnection};
 use store::{Append, AppendError, ExpectedVersion, Fault, Options, Setup, Store, StoreError, TableName};
-use testkit::{Cluster, TestDatabase};
+use testkit::{Cluster, TestDatabase, both};
 use tokio::time::timeout;
 
 use crate::given::{all_events, event, stream};
@@ -302,4 +302,27 @@ async fn s26_appends_through_a_crash_of_the_server_are_in_the_log_once() {
     let versions: Vec<i64> =
         events.iter().filter(|event| event.stream == stream("b-1")).map(|event| event.version.0).collect();
     assert_eq!(versions, (0..i64::from(appends) * 2).collect::<Vec<_>>());
+}
+
+both! {
+    async fn s27_when_every_connection_is_in_use_that_is_said_and_nothing_is_lost(database: TestDatabase) {
+        database.store().await;
+        let options = Options { connections: 2, ..Options::default() };
+        let store = Store::open(database.url(), &options, &[store::MIGRATIONS]).await.unwrap();
+        let mut holding = vec![store.begin().await.unwrap()];
+        if database.is_postgres() {
+            holding.push(store.begin().await.unwrap());
+        }
+
+        let error = append(&store).await.unwrap_err();
+
+        let sentence = store::messages(&error).join(": ");
+        assert_eq!(Fault::of(&error), Fault::Transient, "{sentence}");
+        assert!(sentence.contains("no connection became free"), "{sentence}");
+        for tx in holding {
+            tx.rollback().await;
+        }
+        append(&store).await.unwrap();
+        assert_eq!(all_events(&store).await.len(), 1);
+    }
 }

@@ -6,6 +6,10 @@ use crate::append::{AppendError, is_duplicate_id};
 use crate::database::ConnectError;
 use crate::store::StoreError;
 
+/// What is said where every connection stayed in use for as long as somebody waited for one.
+const NO_CONNECTION_FREE: &str =
+    "no connection became free: all are in use; end long transactions, or allow more connections";
+
 /// What an error means for whoever met it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -120,6 +124,7 @@ pub fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
         let inner = match error.downcast_ref() {
             Some(sqlx::Error::Database(error)) => Some(error.message().to_owned()),
             Some(sqlx::Error::Io(error)) => Some(error.to_string()),
+            Some(sqlx::Error::PoolTimedOut) => Some(NO_CONNECTION_FREE.to_owned()),
             _ => None,
         };
         current = if inner.is_some() { None } else { error.source() };
