@@ -27,6 +27,7 @@ mod notifications;
 mod open;
 mod power_cut;
 mod program;
+mod prooph;
 mod read;
 mod repeated_append;
 mod safe_head;
