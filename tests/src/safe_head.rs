@@ -1,7 +1,13 @@
 //! No reader ever skips an event (S-09), and no stranger ever delays one (S-10).
 
+mod cases;
 mod model;
 pub(crate) mod mutants;
+mod published;
+mod role;
+mod server_run;
+mod standby;
+mod steps;
 
 use std::time::Duration;
 
