@@ -28,5 +28,6 @@ mod program;
 mod read;
 mod repeated_append;
 mod safe_head;
+mod store_head;
 mod transaction;
 mod wake;

@@ -122,6 +122,33 @@ async fn s09_a_standby_proves_nothing() {
     assert_eq!(scene.reading.head().await.unwrap(), Head { position: Position(3), is_end: true });
 }
 
+/// A standby that crashes may show an earlier state for a while; its time of start stays what it was.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s09_a_standby_that_has_crashed_is_known_as_another_run() {
+    let Some(scene) = Scene::new("s09_a_standby_that_has_crashed").await else { return };
+    let there =
+        scene.database.url().replacen(&scene.primary.url("postgres"), &scene.standby.url("postgres"), 1);
+    let run = async |connection: &mut PgConnection| -> sqlx::Result<String> {
+        sqlx::query_scalar("SELECT run FROM herald_identify_server()").fetch_one(connection).await
+    };
+    let mut victim = PgConnection::connect(&there).await.unwrap();
+    let before = run(&mut victim).await.unwrap();
+    assert_eq!(run(&mut PgConnection::connect(&there).await.unwrap()).await.unwrap(), before);
+    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut victim).await.unwrap();
+
+    assert!(std::process::Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
+    while victim.execute("SELECT 1").await.is_ok() {}
+
+    let after = loop {
+        if let Ok(mut connection) = PgConnection::connect(&there).await
+            && let Ok(after) = run(&mut connection).await
+        {
+            break after;
+        }
+    };
+    assert_ne!(after, before);
+}
+
 /// Its readers go on as they are. What was prepared before may still commit, what was only begun may not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s09_a_standby_is_promoted_in_mid_run() {
