@@ -35,17 +35,16 @@ SELECT set_config('search_path', quote_ident(current_schema()) || ', pg_temp', t
 CREATE FUNCTION herald_identify_server(OUT run text, OUT published bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path FROM CURRENT AS $$
 BEGIN
-    IF pg_is_in_recovery() THEN
-        run := 'standby ' || coalesce((SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_archiver), '');
-    ELSE
+    IF NOT pg_is_in_recovery() THEN
         run := (SELECT id::text FROM herald_server_run);
-        IF run IS NULL THEN
+        IF run IS NULL AND current_setting('transaction_read_only') = 'off' THEN
             INSERT INTO herald_server_run (singleton, id) VALUES (1, gen_random_uuid()) ON CONFLICT DO NOTHING;
             run := (SELECT id::text FROM herald_server_run);
         END IF;
     END IF;
     -- A dump that is restored elsewhere brings the row along, but neither this start nor this sequence.
-    run := run || ' ' || extract(epoch FROM pg_postmaster_start_time())::text
+    run := coalesce(run, (SELECT 'standby ' || extract(epoch FROM stats_reset)::text FROM pg_stat_archiver), 'standby')
+               || ' ' || extract(epoch FROM pg_postmaster_start_time())::text
                || ' ' || coalesce(to_regclass('herald_positions')::oid::text, '');
     published := coalesce((SELECT position FROM herald_safe_head), 0);
 END

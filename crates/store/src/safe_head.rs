@@ -6,6 +6,9 @@
 //! seen, once they are gone, have settled everything below 8. Evidence, no time-outs: a stranger's long
 //! transaction delays nobody, and a slow appender delays only what stands behind its own positions.
 //!
+//! What is proven is shared: with all tasks of the process for as long as the server runs on ([`Known`]), and with
+//! all processes by the published head, beyond which a standby is read only as long as there is no hole.
+//!
 //! SQLite needs none of this: it has one writer, and what a reader sees has no holes.
 
 mod explain;
@@ -54,7 +57,8 @@ const RUNS_AT_MOST: usize = 8;
 pub struct Head {
     /// Every event at or below this position is visible, or will never be.
     pub position: Position,
-    /// Whether this is the end of the log as it was when asked. If not, an append is under way above it.
+    /// Whether this is the end of the log as it was when asked. If not, an append is under way above it, or on a
+    /// standby there was one.
     pub is_end: bool,
 }
 

@@ -115,6 +115,11 @@ pub(crate) async fn listen(database: &Database, signal: &Signal, stop: impl Futu
 async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
     match database {
         Database::Postgres { pool, .. } => {
+            if sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(pool).await? {
+                // A standby takes no LISTEN: who waits there looks at intervals.
+                signal.heard();
+                return Ok(());
+            }
             let channel: String = sqlx::query_scalar(CHANNEL).fetch_one(pool).await?;
             let mut listener = PgListener::connect_with(pool).await?;
             listener.listen(&channel).await?;

@@ -7,9 +7,8 @@ use testkit::TestDatabase;
 use super::{append, appended_in, positions};
 
 /// The functions that append, and the one that publishes what was proven.
-const APPENDS: &str = "herald_append_one(text, bigint, uuid[], text[], text[], text[], text[], uuid[]),
-    herald_append(text[], bigint[], integer[], uuid[], text[], text[], text[], text[], uuid[], boolean)";
-const PUBLISHES: &str = "herald_publish_head(bigint, text)";
+const APPENDS: &str = "herald_append_one, herald_append";
+const PUBLISHES: &str = "herald_publish_head";
 
 /// A role, and a store that is opened by it.
 struct Role {

@@ -11,7 +11,7 @@ use sqlx::PgConnection;
 /// A transaction that has drawn positions and not ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// How long the transaction is open; unknown to a role that may not see it.
+    /// How long the transaction is open, or prepared; unknown to a role that may not see it.
     pub age: Option<Duration>,
     /// What it is.
     pub kind: HolderKind,

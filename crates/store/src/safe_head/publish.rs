@@ -23,6 +23,8 @@ use crate::tx::Tx;
 
 /// What is found out within this time is published at once: it is one small write, however much was read.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
+/// Steps of 10,000 positions that are published at once; a log that never was published takes many.
+const STEPS_AT_ONCE: usize = 20;
 /// How often a listening process looks for something to publish although nobody told it of a commit.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -71,20 +73,31 @@ async fn publish_when_asked(errand: Errand, pool: PgPool, known: Arc<Known>) {
         if is_refused.load(Ordering::Relaxed) {
             return;
         }
-        if let Err(error) = publish(&pool, &known).await {
-            tracing::debug!(%error, "could not publish the safe head; others have to prove it again");
-            // A role that only reads may lack the right; it would be told so again and again.
-            is_refused.store(Fault::of(&error) == Fault::NotAllowed, Ordering::Relaxed);
+        match publish(&pool, &known).await {
+            Ok(Left::Nothing) => {}
+            Ok(Left::Something) => errand.ask(),
+            Err(error) => {
+                tracing::debug!(%error, "could not publish the safe head; others have to prove it again");
+                // A role that only reads may lack the right; it would be told so again and again.
+                is_refused.store(Fault::of(&error) == Fault::NotAllowed, Ordering::Relaxed);
+            }
         }
     };
-    errand.run(PUBLISH_PAUSE, publish).await;
+    errand.clone().run(PUBLISH_PAUSE, publish).await;
+}
+
+/// Whether there is more to publish, and it is on us.
+enum Left {
+    Nothing,
+    Something,
 }
 
 /// Publishes what is settled, one bounded step after the other.
-async fn publish(pool: &PgPool, known: &Known) -> sqlx::Result<()> {
+async fn publish(pool: &PgPool, known: &Known) -> sqlx::Result<Left> {
     let mut connection = pool.acquire().await?;
     let mut before = None;
-    while let Some((floor, run)) = known.to_publish() {
+    for _ in 0..STEPS_AT_ONCE {
+        let Some((floor, run)) = known.to_publish() else { return Ok(Left::Nothing) };
         let published: Option<Position> = sqlx::query_scalar("SELECT herald_publish_head($1, $2)")
             .bind(floor.settled)
             .bind(run)
@@ -92,14 +105,17 @@ async fn publish(pool: &PgPool, known: &Known) -> sqlx::Result<()> {
             .await?;
         match published {
             // The server knows this run no more, or it is a standby, or the log was set up just now.
-            None => return identify(&mut connection, known).await,
+            None => {
+                identify(&mut connection, known).await?;
+                return Ok(Left::Nothing);
+            }
             // Somebody else is at it.
-            _ if published == before => return Ok(()),
+            _ if published == before => return Ok(Left::Nothing),
             Some(position) => known.note_published(floor.run, position),
         }
         before = published;
     }
-    Ok(())
+    Ok(Left::Something)
 }
 
 impl Store {
