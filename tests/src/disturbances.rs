@@ -109,6 +109,20 @@ disturbances! { postgres:
     s09_four_sessions_shared SharedSessions,
 }
 
+/// Alone, and with so many that commits share the disk all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s09_one_appender_and_sixty_four() {
+    let Some(url) = postgres_or_left_out("s09_one_appender_and_sixty_four") else { return };
+    for (appenders, way) in [(1, Way::Raw), (1, Way::Append), (64, Way::Raw), (64, Way::Append)] {
+        let think = THINK * u32::try_from(appenders).unwrap();
+        let plan = Plan { appenders, think, ..plan(Disturbance::Nothing, way) };
+
+        let violations = disturb(&plan, TestDatabase::schema_in(url).await, None).await;
+
+        assert_eq!(violations, Vec::<String>::new(), "{appenders} by {way:?}");
+    }
+}
+
 /// Tests of the tests: the matrix must notice an append that is known to be wrong.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s09_mutant_append_that_takes_the_lock_after_the_draw_does_not_pass() {

@@ -1,7 +1,13 @@
 //! No reader ever skips an event (S-09), and no stranger ever delays one (S-10).
 
+mod cases;
 mod model;
 pub(crate) mod mutants;
+mod published;
+mod role;
+mod server_run;
+mod standby;
+mod steps;
 
 use std::time::Duration;
 
@@ -182,13 +188,19 @@ async fn s09_a_transaction_prepared_while_a_reader_waits_is_waited_for() {
 /// In such a session a statement could go on seeing what an earlier one saw.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s09_a_role_with_another_isolation_reads_and_appends_the_same() {
+    for isolation in ["repeatable read", "serializable"] {
+        reads_and_appends_as_a_role_with(isolation).await;
+    }
+}
+
+async fn reads_and_appends_as_a_role_with(isolation: &str) {
     let Some(database) = TestDatabase::postgres("s09_a_role_with_another_isolation").await else { return };
     let admin = database.store().await;
     let role = format!("reader_{}", uuid::Uuid::new_v4().simple());
     let mut raw = PgConnection::connect(database.url()).await.unwrap();
     let create = format!(
         "CREATE ROLE {role} LOGIN SUPERUSER;
-         ALTER ROLE {role} SET default_transaction_isolation = 'repeatable read';
+         ALTER ROLE {role} SET default_transaction_isolation = '{isolation}';
          ALTER ROLE {role} SET default_transaction_read_only = on"
     );
     raw.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(create))).await.unwrap();

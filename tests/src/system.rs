@@ -31,5 +31,6 @@ mod prooph;
 mod read;
 mod repeated_append;
 mod safe_head;
+mod store_head;
 mod transaction;
 mod wake;

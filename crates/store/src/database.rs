@@ -16,6 +16,7 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor};
 
 use crate::connection::{Connection, SQLITE_BUSY_TIMEOUT};
+use crate::safe_head::{Known, identify};
 use crate::sql::Sql;
 use crate::sqlite_thread::{SqliteThreads, Writes};
 use crate::tx::Tx;
@@ -132,6 +133,8 @@ pub enum Database {
     Postgres {
         /// Its connections.
         pool: PgPool,
+        /// How far the log there is settled, as far as this process knows.
+        known: Arc<Known>,
     },
 }
 
@@ -198,16 +201,26 @@ impl Database {
         let silent = || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer"));
         let first = first.map_err(|_| silent()).and_then(|first| first).map_err(refused)?;
         let _ = first.close().await;
+        let known = Arc::new(Known::default());
+        let (of_connections, of_uses) = (Arc::clone(&known), Arc::clone(&known));
         let pool = PgPoolOptions::new()
             .max_connections(options.connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A round trip before each use would cost a third of an append; only long-idle ones are asked.
             .test_before_acquire(false)
-            .before_acquire(|connection, state| {
-                Box::pin(async move { Ok(state.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok()) })
+            .before_acquire(move |connection, state| {
+                let is_of_this_run = !of_uses.is_from_before(state.age);
+                Box::pin(async move {
+                    let is_trusted = state.idle_for < TRUSTED_IDLE;
+                    Ok(is_of_this_run && (is_trusted || connection.ping().await.is_ok()))
+                })
+            })
+            .after_connect(move |connection, _| {
+                let known = Arc::clone(&of_connections);
+                Box::pin(async move { identify(connection, &known).await })
             })
             .connect_lazy_with(connect.disable_statement_logging());
-        Ok(Self::Postgres { pool })
+        Ok(Self::Postgres { pool, known })
     }
 
     async fn connect_sqlite(connect: SqliteConnectOptions, options: &Options) -> Result<Self, ConnectError> {
@@ -279,7 +292,7 @@ impl Database {
     pub fn target(&self) -> Target {
         match self {
             Self::Sqlite { file, .. } => Target { database: file.display().to_string(), ..Target::default() },
-            Self::Postgres { pool } => {
+            Self::Postgres { pool, .. } => {
                 let options = pool.connect_options();
                 let user = options.get_username().to_owned();
                 Target {
@@ -297,7 +310,7 @@ impl Database {
     pub(crate) async fn writer(&self) -> sqlx::Result<Connection> {
         match self {
             Self::Sqlite { writer, .. } => Ok(Connection::Sqlite(writer.acquire().await?)),
-            Self::Postgres { pool } => Ok(Connection::Postgres(pool.acquire().await?)),
+            Self::Postgres { pool, .. } => Ok(Connection::Postgres(pool.acquire().await?)),
         }
     }
 
@@ -305,7 +318,7 @@ impl Database {
     pub(crate) async fn reader(&self) -> sqlx::Result<Connection> {
         match self {
             Self::Sqlite { readers, .. } => Ok(Connection::Sqlite(readers.acquire().await?)),
-            Self::Postgres { pool } => Ok(Connection::Postgres(pool.acquire().await?)),
+            Self::Postgres { pool, .. } => Ok(Connection::Postgres(pool.acquire().await?)),
         }
     }
 
@@ -350,7 +363,7 @@ impl Database {
                 readers.close().await;
                 writer.close().await;
             }
-            Self::Postgres { pool } => pool.close().await,
+            Self::Postgres { pool, .. } => pool.close().await,
         }
     }
 }

@@ -11,6 +11,7 @@ mod connection;
 mod database;
 mod database_error;
 mod domain_event;
+mod errand;
 mod event;
 mod fault;
 mod filter;
@@ -40,7 +41,7 @@ pub use filter::{Filter, InvalidMatch, MatchScalar, MatchValue, Matcher, Operato
 pub use json::{InvalidJson, Json, MAX_JSON_DEPTH};
 pub use migrate::{MIGRATIONS, MigrateError, Migration, Schema};
 pub use read::{Direction, MAX_LOOKED_AT, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, Page, ReadError, StreamPage};
-pub use safe_head::Head;
+pub use safe_head::{Head, HeadReport, Holder, HolderKind, Published};
 pub use sql::{InvalidTableName, Sql, TableName};
 pub use stats::{Statistics, TypeStatistics};
 pub use store::{LogIdentity, Setup, Store, StoreError};

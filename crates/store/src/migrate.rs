@@ -44,6 +44,12 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0004_append.sql"),
         postgres: include_str!("../../../migrations/postgres/0004_append.sql"),
     },
+    Migration {
+        number: 5,
+        name: "settled",
+        sqlite: include_str!("../../../migrations/sqlite/0005_settled.sql"),
+        postgres: include_str!("../../../migrations/postgres/0005_settled.sql"),
+    },
 ];
 
 /// How the schema of a database stands to the program.

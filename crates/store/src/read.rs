@@ -78,9 +78,11 @@ pub enum ReadError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The connection leads to a read-only copy, which does not show who is appending.
-    #[error("this is a standby server, which cannot tell what is safe to read; connect to the primary")]
-    Standby,
+    /// Each time a part was read, the server was another one than before.
+    #[error(
+        "the address leads to one server after the other, so nothing read there fits together; connect to one of them"
+    )]
+    ManyServers,
     /// The database refused.
     #[error("could not read the log")]
     Database(#[from] sqlx::Error),
@@ -94,7 +96,10 @@ impl Store {
     /// ever skipped: what a page leaves behind it can never get an event later. Where the next event cannot be read,
     /// what stands before it is delivered first, and then the error.
     pub async fn read(&self, filter: &Filter, after: Position, limit: usize) -> Result<Page, ReadError> {
-        let limit = limit.min(MAX_PAGE_EVENTS);
+        self.in_one_run(|| self.read_once(filter, after, limit.min(MAX_PAGE_EVENTS))).await
+    }
+
+    async fn read_once(&self, filter: &Filter, after: Position, limit: usize) -> Result<Page, ReadError> {
         if filter.is_all() {
             let events = self.read_contiguous(after, page_limit(limit)).await?;
             let scanned_to = events.last().map_or(after, |event| event.position);
@@ -102,7 +107,7 @@ impl Store {
             return Ok(Page { events, scanned_to, is_end });
         }
         // The head is taken before the snapshot of the read, never in the same statement.
-        let head = self.head().await?.position;
+        let head = self.find_head().await?.position;
         let range = Range { after, up_to: head.max(after), direction: Direction::Forwards };
         self.scan(filter, range, limit).await
     }
@@ -115,7 +120,16 @@ impl Store {
         before: Option<Position>,
         limit: usize,
     ) -> Result<Page, ReadError> {
-        let head = self.head().await?.position;
+        self.in_one_run(|| self.read_backwards_once(filter, before, limit)).await
+    }
+
+    async fn read_backwards_once(
+        &self,
+        filter: &Filter,
+        before: Option<Position>,
+        limit: usize,
+    ) -> Result<Page, ReadError> {
+        let head = self.find_head().await?.position;
         let up_to = before.map_or(head, |before| head.min(Position(before.0.saturating_sub(1))));
         let range = Range {
             after: Position::START,

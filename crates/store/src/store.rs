@@ -1,7 +1,7 @@
 //! The store: one log in one database, and the handle that everybody holds.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
@@ -10,8 +10,8 @@ use uuid::Uuid;
 use crate::append::Committer;
 use crate::clock::Clock;
 use crate::database::{ConnectError, Database, DatabaseKind, Options};
-use crate::event::Position;
 use crate::migrate::{self, MigrateError, Migration, Schema};
+use crate::safe_head::{Publisher, Waited};
 use crate::sql::{Sql, TableName};
 use crate::timestamp::Timestamp;
 use crate::tx::Tx;
@@ -28,14 +28,12 @@ struct Inner {
     signal: Signal,
     committer: Committer,
     migrations: Vec<Migration>,
-    /// Up to here everything is settled, as far as this process has seen or proven. Only ever raised.
-    known_head: AtomicI64,
-    /// The highest position that this process has seen, settled or not. Only ever raised.
-    seen: AtomicI64,
     /// How large the events of the last page were, on average: it bounds what is asked for at once.
     bytes_per_event: AtomicUsize,
     /// Held by the one task that finds out who is appending.
-    prover: Mutex<()>,
+    prover: Mutex<Waited>,
+    /// Publishes how far the log is settled.
+    publisher: Publisher,
     /// Tells other processes about commits.
     notifier: Mutex<Option<JoinHandle<()>>>,
 }
@@ -101,16 +99,16 @@ impl Store {
         let notifier = tokio::spawn(wake::notify_others(database.clone(), signal.elsewhere()));
         let clock = Clock::new(database.clone(), signal.clone(), manual);
         let committer = Committer::new(&database, &signal, manual);
+        let publisher = Publisher::start(&database);
         Self(Arc::new(Inner {
             database,
             clock,
             signal,
             committer,
             migrations,
-            known_head: AtomicI64::new(0),
-            seen: AtomicI64::new(0),
             bytes_per_event: AtomicUsize::new(0),
-            prover: Mutex::new(()),
+            prover: Mutex::default(),
+            publisher,
             notifier: Mutex::new(Some(notifier)),
         }))
     }
@@ -185,39 +183,29 @@ impl Store {
         self.0.signal.send();
     }
 
-    /// Passes the hints of other processes on to this one, until `stop` resolves.
+    /// Passes the hints of other processes on to this one, and publishes how far the log is settled, until `stop`
+    /// resolves.
     pub async fn listen(&self, stop: impl Future<Output = ()>) {
-        wake::listen(&self.0.database, &self.0.signal, stop).await;
+        tokio::select! {
+            () = wake::listen(&self.0.database, &self.0.signal, stop) => {}
+            () = self.keep_published() => {}
+        }
     }
 
     /// Finishes the appends that wait, sends the last hint and closes every connection. Other handles of this store are of no use afterwards.
     pub async fn close(&self) {
         self.0.committer.close().await;
+        self.0.publisher.stop();
         if let Some(notifier) = self.0.notifier.lock().await.take() {
             self.0.signal.stop();
             let _ = notifier.await;
         }
+        self.0.publisher.ended().await;
         self.0.database.close().await;
     }
 
     pub(crate) fn committer(&self) -> &Committer {
         &self.0.committer
-    }
-
-    pub(crate) fn known_head(&self) -> Position {
-        Position(self.0.known_head.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn raise_known_head(&self, to: Position) {
-        self.0.known_head.fetch_max(to.0, Ordering::AcqRel);
-    }
-
-    pub(crate) fn seen(&self) -> Position {
-        Position(self.0.seen.load(Ordering::Acquire))
-    }
-
-    pub(crate) fn note_seen(&self, position: Position) {
-        self.0.seen.fetch_max(position.0, Ordering::AcqRel);
     }
 
     pub(crate) fn bytes_per_event(&self) -> usize {
@@ -228,8 +216,12 @@ impl Store {
         self.0.bytes_per_event.store(average, Ordering::Relaxed);
     }
 
-    pub(crate) fn prover(&self) -> &Mutex<()> {
+    pub(crate) fn prover(&self) -> &Mutex<Waited> {
         &self.0.prover
+    }
+
+    pub(crate) fn publisher(&self) -> &Publisher {
+        &self.0.publisher
     }
 }
 
@@ -241,7 +233,7 @@ async fn identity(database: &Database) -> sqlx::Result<Option<LogIdentity>> {
 
 /// The proof that no event is skipped needs positions that are drawn in the order of time (PostgreSQL).
 async fn check_sequence(database: &Database) -> Result<(), StoreError> {
-    let Database::Postgres { pool } = database else { return Ok(()) };
+    let Database::Postgres { pool, .. } = database else { return Ok(()) };
     let bad = |what: String| Err(StoreError::BadSequence(what));
     let declared: Option<(i64, i64, bool)> = sqlx::query_as(
         "SELECT seqcache, seqincrement, seqcycle
@@ -308,5 +300,6 @@ impl Drop for Inner {
     /// Who forgot to close loses the last hint, not a task.
     fn drop(&mut self) {
         self.signal.stop();
+        self.publisher.stop();
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::connection::Connection;
 use crate::database::Database;
+use crate::errand::Errand;
 
 /// NOTIFYs of one process are at least this far apart.
 const NOTIFY_PAUSE: Duration = Duration::from_millis(5);
@@ -26,34 +27,23 @@ const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(crate) struct Signal {
     here: Arc<watch::Sender<u64>>,
-    elsewhere: Arc<watch::Sender<Outgoing>>,
-}
-
-/// What other processes are still to be told.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Outgoing {
-    pending: bool,
-    stopped: bool,
+    elsewhere: Errand,
 }
 
 impl Signal {
     pub(crate) fn new() -> Self {
-        Self {
-            here: Arc::new(watch::Sender::new(0)),
-            elsewhere: Arc::new(watch::Sender::new(Outgoing::default())),
-        }
+        Self { here: Arc::new(watch::Sender::new(0)), elsewhere: Errand::new() }
     }
 
     /// Something was committed by this process.
     pub(crate) fn send(&self) {
-        // Under load somebody is told already; waking the notifier again would only cost.
-        self.elsewhere.send_if_modified(|outgoing| !std::mem::replace(&mut outgoing.pending, true));
+        self.elsewhere.ask();
         self.heard();
     }
 
     /// Nothing more will be sent: the notifier sends what is pending and ends.
     pub(crate) fn stop(&self) {
-        self.elsewhere.send_modify(|outgoing| outgoing.stopped = true);
+        self.elsewhere.stop();
     }
 
     /// Something was committed, by whomever.
@@ -65,8 +55,8 @@ impl Signal {
         Wake(self.here.subscribe())
     }
 
-    pub(crate) fn elsewhere(&self) -> Arc<watch::Sender<Outgoing>> {
-        Arc::clone(&self.elsewhere)
+    pub(crate) fn elsewhere(&self) -> Errand {
+        self.elsewhere.clone()
     }
 }
 
@@ -97,30 +87,14 @@ const NOTIFY: &str = "SET LOCAL synchronous_commit TO off;
 
 /// Sends what this process committed to the others, until told to stop; then once more if need be, so
 /// that a command which ends right after its append is heard.
-pub(crate) async fn notify_others(database: Database, elsewhere: Arc<watch::Sender<Outgoing>>) {
-    let Database::Postgres { pool } = database else { return };
-    let mut changes = elsewhere.subscribe();
-    loop {
-        // The sender lives as long as this task holds it.
-        let Ok(now) = changes.wait_for(|outgoing| outgoing.pending || outgoing.stopped).await.map(|now| *now)
-        else {
-            return;
-        };
-        if !now.stopped {
-            tokio::time::sleep(NOTIFY_PAUSE).await;
-        }
-        let mut pending = false;
-        elsewhere.send_if_modified(|outgoing| {
-            pending = std::mem::replace(&mut outgoing.pending, false);
-            false
-        });
-        if pending && let Err(error) = sqlx::raw_sql(NOTIFY).execute(&pool).await {
+pub(crate) async fn notify_others(database: Database, elsewhere: Errand) {
+    let Database::Postgres { pool, .. } = database else { return };
+    let notify = async || {
+        if let Err(error) = sqlx::raw_sql(NOTIFY).execute(&pool).await {
             tracing::debug!(%error, "could not notify other processes; they will look by themselves");
         }
-        if now.stopped {
-            return;
-        }
-    }
+    };
+    elsewhere.run(NOTIFY_PAUSE, notify).await;
 }
 
 /// Listens for commits of other processes and passes them on, until `stop` resolves.
@@ -140,7 +114,12 @@ pub(crate) async fn listen(database: &Database, signal: &Signal, stop: impl Futu
 
 async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
     match database {
-        Database::Postgres { pool } => {
+        Database::Postgres { pool, .. } => {
+            if sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(pool).await? {
+                // A standby takes no LISTEN: who waits there looks at intervals.
+                signal.heard();
+                return Ok(());
+            }
             let channel: String = sqlx::query_scalar(CHANNEL).fetch_one(pool).await?;
             let mut listener = PgListener::connect_with(pool).await?;
             listener.listen(&channel).await?;

@@ -45,7 +45,7 @@ impl Gate {
     pub(crate) fn new(database: &Database) -> Self {
         match database {
             Database::Sqlite { .. } => Self::one_writer(),
-            Database::Postgres { pool } => {
+            Database::Postgres { pool, .. } => {
                 let units = pool.options().get_max_connections().saturating_sub(RESERVED).max(1);
                 Self::Connections(Arc::new(Semaphore::new(usize::try_from(units).unwrap_or(1))))
             }

@@ -1,5 +1,7 @@
 //! `herald store` (`eventstore`): the event store itself.
 
+mod head;
+
 use ::store::{Schema, Timestamp};
 use clap::Subcommand;
 use serde::Serialize;
@@ -25,6 +27,12 @@ pub(crate) enum Command {
         #[arg(long, value_name = "TIME", value_parser = parse_time)]
         test_clock: Option<Timestamp>,
     },
+    /// Show how far the log may be read, what waits behind that, and for whom
+    #[command(
+        after_help = "Examples:\n  herald store head\n  herald store head -o json\n\nWhere events wait, the statement in \
+                      the last column gives up the append that they wait for."
+    )]
+    Head,
 }
 
 /// As wide as the tutorial's terminal.
@@ -49,6 +57,7 @@ struct Status {
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
     match command {
         Command::Status => status(config, global).await,
+        Command::Head => head::run(config, global).await,
         Command::Setup { store, .. } if store != STORE_ID => {
             Err(Exit::refusal(format!("There is no Event Store \"{store}\" configured"))
                 .with_hint(format!("the configured one is {STORE_ID}")))

@@ -86,7 +86,7 @@ impl Committer {
         let (lanes, keeps_connections) = match database {
             // It has one writer.
             Database::Sqlite { .. } => (1, false),
-            Database::Postgres { pool } => {
+            Database::Postgres { pool, .. } => {
                 let is_roomy = pool.options().get_max_connections() >= CONNECTIONS_TO_KEEP_ONE;
                 (if is_roomy { POSTGRES_LANES } else { 1 }, is_roomy)
             }
