@@ -5,6 +5,7 @@
 //! Pages are bounded by events, by bytes, and by how much is looked at to fill them.
 
 mod explain;
+mod pages;
 mod query;
 mod row;
 
@@ -12,6 +13,7 @@ use std::ops::Deref;
 
 use uuid::Uuid;
 
+pub use self::pages::{Events, Pages};
 use self::query::{Plan, Query, Range, stream_before, stream_from};
 use self::row::{Rows, fetch, fetch_in};
 use crate::event::{Event, Position, Version};
@@ -101,9 +103,7 @@ impl Store {
             let is_end = events.is_empty() && limit > 0;
             return Ok(Page { events, scanned_to, is_end });
         }
-        // The head is taken before the snapshot of the read, never in the same statement.
-        let head = self.head().await?.position;
-        let range = Range { after, up_to: head.max(after), direction: Direction::Forwards };
+        let range = self.range_after(after).await?;
         self.scan(filter, range, limit).await
     }
 
@@ -115,14 +115,26 @@ impl Store {
         before: Option<Position>,
         limit: usize,
     ) -> Result<Page, ReadError> {
+        let range = self.range_before(before).await?;
+        self.scan(filter, range, limit.min(MAX_PAGE_EVENTS)).await
+    }
+
+    /// What follows a position and is safe to read. The head is taken before the snapshot of the read, never in the
+    /// same statement.
+    async fn range_after(&self, after: Position) -> Result<Range, ReadError> {
+        let head = self.head().await?.position;
+        Ok(Range { after, up_to: head.max(after), direction: Direction::Forwards })
+    }
+
+    /// What stands before a position, or all, and is safe to read.
+    async fn range_before(&self, before: Option<Position>) -> Result<Range, ReadError> {
         let head = self.head().await?.position;
         let up_to = before.map_or(head, |before| head.min(Position(before.0.saturating_sub(1))));
-        let range = Range {
+        Ok(Range {
             after: Position::START,
             up_to: up_to.max(Position::START),
             direction: Direction::Backwards,
-        };
-        self.scan(filter, range, limit.min(MAX_PAGE_EVENTS)).await
+        })
     }
 
     /// Where the event with this id stands, if the log has it.

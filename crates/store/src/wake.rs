@@ -5,12 +5,12 @@
 //! commit, at most one in five milliseconds (a NOTIFY inside each append serialises all commits), and on
 //! SQLite by a change counter of the file that the waiting process looks at.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::connection::Connection;
 use crate::database::Database;
@@ -123,18 +123,43 @@ pub(crate) async fn notify_others(database: Database, elsewhere: Arc<watch::Send
     }
 }
 
-/// Listens for commits of other processes and passes them on, until `stop` resolves.
-pub(crate) async fn listen(database: &Database, signal: &Signal, stop: impl Future<Output = ()>) {
-    tokio::select! {
-        () = stop => {}
-        () = async {
-            loop {
-                if let Err(error) = listen_once(database, signal).await {
-                    tracing::warn!(%error, "lost the wake-up connection; looking at intervals until it is back");
-                }
-                tokio::time::sleep(RECONNECT_PAUSE).await;
+/// Commits of other processes are heard as long as somebody holds this: one connection for the whole process.
+#[derive(Debug)]
+pub(crate) struct Listening(JoinHandle<()>);
+
+impl Listening {
+    pub(crate) fn begin(database: Database, signal: Signal) -> Self {
+        Self(tokio::spawn(async move { listen(&database, &signal).await }))
+    }
+
+    /// Whether nothing is heard any more: the store was closed, or the runtime that began this is gone.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// Lets go of the connection.
+    pub(crate) fn stop(&self) {
+        self.0.abort();
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Passes the hints of other processes on, until the database is closed.
+async fn listen(database: &Database, signal: &Signal) {
+    loop {
+        match listen_once(database, signal).await {
+            Ok(()) => {}
+            Err(sqlx::Error::PoolClosed) => return,
+            Err(error) => {
+                tracing::warn!(%error, "lost the wake-up connection; looking at intervals until it is back");
             }
-        } => {}
+        }
+        tokio::time::sleep(RECONNECT_PAUSE).await;
     }
 }
 
