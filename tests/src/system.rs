@@ -30,5 +30,6 @@ mod read;
 mod repeated_append;
 mod safe_head;
 mod stores;
+mod streams;
 mod transaction;
 mod wake;

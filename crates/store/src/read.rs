@@ -14,12 +14,13 @@ use std::ops::Deref;
 use uuid::Uuid;
 
 pub use self::pages::{Events, Pages};
+pub(crate) use self::query::category_expression;
 use self::query::{Plan, Query, Range, stream_before, stream_from};
 use self::row::{Rows, fetch, fetch_in};
 use crate::event::{Event, Position, Version};
 use crate::filter::Filter;
 use crate::store::Store;
-use crate::stream_name::StreamName;
+use crate::stream_name::{InvalidStreamName, StreamName};
 use crate::tx::Tx;
 
 /// The largest page.
@@ -79,6 +80,15 @@ pub enum ReadError {
         /// What is wrong with it.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A name in the list of streams cannot be what the program wrote.
+    #[error("the stream {name:?} has an impossible name")]
+    BadStream {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        source: InvalidStreamName,
     },
     /// The connection leads to a read-only copy, which does not show who is appending.
     #[error("this is a standby server, which cannot tell what is safe to read; connect to the primary")]
