@@ -31,5 +31,7 @@ mod repeated_append;
 mod safe_head;
 mod stores;
 mod streams;
+mod streams_cli;
+mod tail_cli;
 mod transaction;
 mod wake;
