@@ -46,9 +46,9 @@ async fn s19_a_store_in_memory_goes_with_its_last_handle() {
     assert!(!folder.exists());
 }
 
-/// PROOPH-12: projections run on it as well, and its time is set by hand if that is wanted.
+/// Projections run on it as well, and its time is set by hand if that is wanted.
 #[tokio::test]
-async fn s19_subscriptions_run_on_a_store_in_memory() {
+async fn prooph12_a_store_in_memory_carries_subscriptions() {
     let setup = Setup { view: TableName::new("events").unwrap(), test_clock: Some(T0) };
     let migrations = [store::MIGRATIONS, subscription_engine::MIGRATIONS];
     let store = Store::in_memory_with(&migrations, &setup).await.unwrap();

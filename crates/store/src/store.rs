@@ -268,10 +268,6 @@ impl Store {
             self.0.signal.stop();
             let _ = notifier.await;
         }
-        // The database waits until every connection is back, and this one would not come by itself.
-        if let Some(listening) = self.0.listening.lock().unwrap_or_else(PoisonError::into_inner).upgrade() {
-            listening.stop();
-        }
         self.0.database.close().await;
         // Who follows the log sees that this is the end.
         self.announce();

@@ -12,7 +12,6 @@ use sqlx::postgres::PgListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::connection::Connection;
 use crate::database::Database;
 
 /// NOTIFYs of one process are at least this far apart.
@@ -136,16 +135,11 @@ impl Listening {
     pub(crate) fn is_over(&self) -> bool {
         self.0.is_finished()
     }
-
-    /// Lets go of the connection.
-    pub(crate) fn stop(&self) {
-        self.0.abort();
-    }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        self.stop();
+        self.0.abort();
     }
 }
 
@@ -176,10 +170,11 @@ async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
                 listener.try_recv().await?;
             }
         }
-        Database::Sqlite { .. } => {
-            let Connection::Sqlite(mut connection) = database.reader().await? else { return Ok(()) };
+        Database::Sqlite { readers, .. } => {
+            let mut connection = readers.acquire().await?;
             let mut seen = 0_i64;
-            loop {
+            // Who closes the database waits until this connection is back.
+            while !readers.is_closed() {
                 // Counts the commits of other connections to this file, as this connection sees them.
                 let now = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *connection).await?;
                 if now != seen {
@@ -188,6 +183,7 @@ async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
                 }
                 tokio::time::sleep(SQLITE_LOOK).await;
             }
+            Err(sqlx::Error::PoolClosed)
         }
     }
 }
