@@ -43,7 +43,7 @@ async fn backwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
 
 /// Writes `count` events at once, past the append: of the types `common` and, each `rare_each`-th, `rare-0` to
 /// `rare-9`, in as many categories and correlations.
-async fn fill(store: &Store, count: i64, rare_each: i64) {
+pub(crate) async fn fill(store: &Store, count: i64, rare_each: i64) {
     let mut tx = store.begin().await.unwrap();
     let insert = match tx.connection() {
         Connection::Sqlite(_) => {

@@ -6,6 +6,7 @@ mod clock;
 mod events;
 mod projection;
 mod store;
+mod streams;
 mod sub;
 mod user;
 
@@ -82,14 +83,29 @@ enum Command {
     /// Look into the log
     #[command(subcommand)]
     Events(events::Command),
+    /// Streams by name, what they hold, and what is noted about them
+    #[command(subcommand, alias = "stream")]
+    Streams(streams::Command),
     /// The clock of a store in test mode
     #[command(subcommand)]
     Clock(clock::Command),
 }
 
 /// The nouns whose verbs may follow a colon.
-const NOUNS: [&str; 10] =
-    ["user", "sub", "subscription", "projection", "store", "eventstore", "db", "events", "clock", "channel"];
+const NOUNS: [&str; 12] = [
+    "user",
+    "sub",
+    "subscription",
+    "projection",
+    "store",
+    "eventstore",
+    "db",
+    "events",
+    "streams",
+    "stream",
+    "clock",
+    "channel",
+];
 
 /// Turns `noun:verb` into two words, where a command stands.
 pub(crate) fn with_spaces(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
@@ -123,7 +139,8 @@ impl Cli {
             Command::Sub(command) => sub::run(&config()?, global, command).await?,
             Command::Projection(command) => projection::run(&config()?, global, command).await?,
             Command::Store(command) => store::run(&config()?, global, command).await?,
-            Command::Events(command) => events::run(&config()?, global, command).await?,
+            Command::Events(command) => return events::run(&config()?, global, command).await,
+            Command::Streams(command) => streams::run(&config()?, global, command).await?,
             Command::Clock(command) => clock::run(&config()?, global, command).await?,
         }
         Ok(0)

@@ -31,6 +31,8 @@ impl Format {
 
 /// Set when stdout took something no more, though somebody was there to read it.
 static STDOUT_FAILED: AtomicBool = AtomicBool::new(false);
+/// Set when whoever read stdout has closed it.
+static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
 
 /// Writes a line of text to stdout, with nothing in it that a terminal would obey.
 pub(crate) fn line(text: &str) {
@@ -39,11 +41,18 @@ pub(crate) fn line(text: &str) {
 
 /// Writes a line to stdout. Whoever closed the pipe has seen enough: what was asked for is done all the same.
 fn write_line(text: &str) {
-    if let Err(error) = writeln!(std::io::stdout().lock(), "{text}")
-        && error.kind() != std::io::ErrorKind::BrokenPipe
-    {
-        STDOUT_FAILED.store(true, Ordering::Relaxed);
+    if let Err(error) = writeln!(std::io::stdout().lock(), "{text}") {
+        let flag = match error.kind() {
+            std::io::ErrorKind::BrokenPipe => &STDOUT_CLOSED,
+            _ => &STDOUT_FAILED,
+        };
+        flag.store(true, Ordering::Relaxed);
     }
+}
+
+/// Whether there is nobody left to write for, or no way: what goes on for ever ends here.
+pub(crate) fn stdout_is_over() -> bool {
+    STDOUT_CLOSED.load(Ordering::Relaxed) || stdout_failed()
 }
 
 /// Whether data was lost on its way out.
@@ -77,14 +86,49 @@ pub(crate) fn json(schema: &str, data: &impl Serialize) -> Result<(), Exit> {
 
 /// Writes a page of data, with where the next one begins.
 fn json_page(schema: &str, data: &impl Serialize, next: Option<&str>) -> Result<(), Exit> {
-    // Written as it comes: a tree of values in between would rewrite what the log keeps byte for byte.
-    #[derive(Serialize)]
-    struct Document<'a, T> {
-        schema: &'a str,
-        data: &'a T,
-        next: Option<&'a str>,
-    }
     write_line(&serde_json::to_string(&Document { schema, data, next })?);
+    Ok(())
+}
+
+/// Written as it comes: a tree of values in between would rewrite what the log keeps byte for byte.
+#[derive(Serialize)]
+struct Document<'a, T> {
+    schema: &'a str,
+    data: &'a T,
+    next: Option<&'a str>,
+}
+
+/// JSON that was kept as it was written, on one line: a line break or a tab can only be space between two tokens.
+pub(crate) fn on_one_line(json: &str) -> String {
+    json.replace(['\n', '\r', '\t'], " ")
+}
+
+/// The first line of `plain` output.
+pub(crate) fn plain_header(header: &[&str]) {
+    write_line(&header.join("\t").to_lowercase());
+}
+
+/// The fields of a record, separated by tabs.
+fn plain(columns: &[String]) -> String {
+    columns.iter().map(|text| visible(text)).collect::<Vec<_>>().join("\t")
+}
+
+/// Writes one of many things that come in their own time: one line, in any form. `for_people` is the line of a table.
+pub(crate) fn item<T: Serialize>(
+    format: Format,
+    schema: &str,
+    item: &T,
+    columns: impl Fn(&T) -> Vec<String>,
+    for_people: impl Fn(&T) -> String,
+) -> Result<(), Exit> {
+    match format {
+        Format::Json => {
+            write_line(&on_one_line(&serde_json::to_string(&Document { schema, data: item, next: None })?));
+        }
+        Format::Jsonl => write_line(&on_one_line(&serde_json::to_string(item)?)),
+        Format::Plain => write_line(&plain(&columns(item))),
+        Format::Table => line(&for_people(item)),
+    }
     Ok(())
 }
 
@@ -102,18 +146,15 @@ pub(crate) fn list<T: Serialize>(
         Format::Json => return json_page(schema, &items, next),
         Format::Jsonl => {
             for item in items {
-                // A payload may hold line breaks; in JSON they can only be space between two tokens.
-                write_line(&serde_json::to_string(item)?.replace(['\n', '\r'], " "));
+                write_line(&on_one_line(&serde_json::to_string(item)?));
             }
         }
         Format::Plain => {
             if !no_header {
-                write_line(&header.join("\t").to_lowercase());
+                plain_header(header);
             }
             for item in items {
-                let columns: Vec<String> =
-                    columns(item).iter().map(|text| visible(text).into_owned()).collect();
-                write_line(&columns.join("\t"));
+                write_line(&plain(&columns(item)));
             }
         }
         Format::Table => {

@@ -21,7 +21,7 @@ use crate::output::note;
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long the end of the program waits for connections to close.
-const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 #[command(
@@ -165,7 +165,7 @@ async fn catch_up(app: &App, criteria: &Criteria, once: bool) -> Result<(), Exit
 }
 
 /// The signals that end the program, and the exit codes that say so.
-struct Signals {
+pub(crate) struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     /// Resolves when stdin ends; never, if that does not matter.
@@ -173,7 +173,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new(until_stdin_ends: bool) -> std::io::Result<Self> {
+    pub(crate) fn new(until_stdin_ends: bool) -> std::io::Result<Self> {
         let orphaned = async move {
             if !until_stdin_ends
                 || tokio::io::copy(&mut tokio::io::stdin(), &mut tokio::io::sink()).await.is_err()
@@ -188,7 +188,7 @@ impl Signals {
         })
     }
 
-    async fn next(&mut self) -> u8 {
+    pub(crate) async fn next(&mut self) -> u8 {
         tokio::select! {
             _ = self.interrupt.recv() => 130,
             _ = self.terminate.recv() => 143,

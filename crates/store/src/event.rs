@@ -117,18 +117,23 @@ impl NewEvent {
         if payload > MAX_PAYLOAD_BYTES {
             return Err(InvalidEvent::PayloadTooLarge(payload));
         }
-        let metadata = self.metadata.as_str().len();
-        if metadata > MAX_METADATA_BYTES {
-            return Err(InvalidEvent::MetadataTooLarge(metadata));
-        }
-        if !self.metadata.is_object() {
-            return Err(InvalidEvent::Metadata(InvalidJson::NotAnObject));
-        }
-        if let Some(key) = self.metadata.repeated_key() {
-            return Err(InvalidEvent::MetadataKeyTwice(key));
-        }
-        Ok(())
+        check_metadata(&self.metadata)
     }
+}
+
+/// Checks the limits of metadata, of an event or of a stream.
+pub(crate) fn check_metadata(metadata: &Json) -> Result<(), InvalidEvent> {
+    let bytes = metadata.as_str().len();
+    if bytes > MAX_METADATA_BYTES {
+        return Err(InvalidEvent::MetadataTooLarge(bytes));
+    }
+    if !metadata.is_object() {
+        return Err(InvalidEvent::Metadata(InvalidJson::NotAnObject));
+    }
+    if let Some(key) = metadata.repeated_key() {
+        return Err(InvalidEvent::MetadataKeyTwice(key));
+    }
+    Ok(())
 }
 
 fn check_name(what: &'static str, name: &str) -> Result<(), InvalidEvent> {

@@ -5,6 +5,7 @@
 //! Pages are bounded by events, by bytes, and by how much is looked at to fill them.
 
 mod explain;
+mod pages;
 mod query;
 mod row;
 
@@ -12,12 +13,14 @@ use std::ops::Deref;
 
 use uuid::Uuid;
 
+pub use self::pages::{Events, Pages};
+pub(crate) use self::query::category_expression;
 use self::query::{Plan, Query, Range, stream_before, stream_from};
 use self::row::{Rows, fetch, fetch_in};
 use crate::event::{Event, Position, Version};
 use crate::filter::Filter;
 use crate::store::Store;
-use crate::stream_name::StreamName;
+use crate::stream_name::{InvalidStreamName, StreamName};
 use crate::tx::Tx;
 
 /// The largest page.
@@ -83,6 +86,15 @@ pub enum ReadError {
         "the address leads to one server after the other, so nothing read there fits together; connect to one of them"
     )]
     ManyServers,
+    /// A name in the list of streams cannot be what the program wrote.
+    #[error("the stream {name:?} has an impossible name")]
+    BadStream {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        source: InvalidStreamName,
+    },
     /// The database refused.
     #[error("could not read the log")]
     Database(#[from] sqlx::Error),
@@ -106,9 +118,7 @@ impl Store {
             let is_end = events.is_empty() && limit > 0;
             return Ok(Page { events, scanned_to, is_end });
         }
-        // The head is taken before the snapshot of the read, never in the same statement.
-        let head = self.find_head().await?.position;
-        let range = Range { after, up_to: head.max(after), direction: Direction::Forwards };
+        let range = self.range_after(after).await?;
         self.scan(filter, range, limit).await
     }
 
@@ -120,23 +130,29 @@ impl Store {
         before: Option<Position>,
         limit: usize,
     ) -> Result<Page, ReadError> {
-        self.in_one_run(|| self.read_backwards_once(filter, before, limit)).await
+        self.in_one_run(async || {
+            let range = self.range_before(before).await?;
+            self.scan(filter, range, limit.min(MAX_PAGE_EVENTS)).await
+        })
+        .await
     }
 
-    async fn read_backwards_once(
-        &self,
-        filter: &Filter,
-        before: Option<Position>,
-        limit: usize,
-    ) -> Result<Page, ReadError> {
+    /// What follows a position and is safe to read. The head is taken before the snapshot of the read, never in the
+    /// same statement. For use inside [`Store::in_one_run`], as all of these.
+    async fn range_after(&self, after: Position) -> Result<Range, ReadError> {
+        let head = self.find_head().await?.position;
+        Ok(Range { after, up_to: head.max(after), direction: Direction::Forwards })
+    }
+
+    /// What stands before a position, or all, and is safe to read.
+    async fn range_before(&self, before: Option<Position>) -> Result<Range, ReadError> {
         let head = self.find_head().await?.position;
         let up_to = before.map_or(head, |before| head.min(Position(before.0.saturating_sub(1))));
-        let range = Range {
+        Ok(Range {
             after: Position::START,
             up_to: up_to.max(Position::START),
             direction: Direction::Backwards,
-        };
-        self.scan(filter, range, limit.min(MAX_PAGE_EVENTS)).await
+        })
     }
 
     /// Where the event with this id stands, if the log has it.

@@ -26,8 +26,7 @@ use tokio::time::Instant;
 pub use self::explain::{HeadReport, Published};
 use self::holders::holders;
 pub use self::holders::{Holder, HolderKind};
-use self::known::Run;
-pub(crate) use self::known::{Known, identify};
+pub(crate) use self::known::{Known, Run, identify};
 pub(crate) use self::publish::Publisher;
 pub(crate) use self::waited::Waited;
 use crate::database::Database;
@@ -96,7 +95,8 @@ impl Store {
         Err(ReadError::ManyServers)
     }
 
-    fn run(&self) -> Run {
+    /// The run of the server in which this process reads now.
+    pub(crate) fn run(&self) -> Run {
         match self.database() {
             Database::Sqlite { .. } => Run::default(),
             Database::Postgres { known, .. } => known.floor().run,

@@ -1,8 +1,9 @@
 //! The store: one log in one database, and the handle that everybody holds.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, Weak};
 
+use tempfile::TempDir;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -15,9 +16,43 @@ use crate::safe_head::{Publisher, Waited};
 use crate::sql::{Sql, TableName};
 use crate::timestamp::Timestamp;
 use crate::tx::Tx;
-use crate::wake::{self, Signal, Wake};
+use crate::wake::{self, Listening, Signal, Wake};
 
 /// A log. Clones are handles to the same one.
+///
+/// ```
+/// use futures_util::TryStreamExt;
+/// use store::{AppendError, ExpectedVersion, Filter, Json, NewEvent, Position, Store, StreamName, Version};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = Store::in_memory().await?;
+/// let account = StreamName::new("account-7")?;
+///
+/// // Append: the stream must be as expected.
+/// let deposited = NewEvent::new("Bank:MoneyWasDeposited", Json::parse(r#"{"cents":500}"#)?);
+/// let appended = store.append(&account, ExpectedVersion::NoStream, vec![deposited]).await?;
+/// assert_eq!((appended.position, appended.version), (Some(Position(1)), Some(Version(0))));
+///
+/// // Conflict: somebody else was faster. Load again, and decide again.
+/// let late = NewEvent::new("Bank:MoneyWasDeposited", Json::parse(r#"{"cents":1}"#)?);
+/// let refused = store.append(&account, ExpectedVersion::NoStream, vec![late]).await;
+/// assert!(matches!(refused, Err(AppendError::WrongVersion { actual: Some(Version(0)), .. })));
+///
+/// // Read: one stream by version, or any filter by position.
+/// assert_eq!(store.read_stream(&account, 0, 100).await?.len(), 1);
+/// let events: Vec<_> = store.events(Filter::all().category("account"), Position::START).try_collect().await?;
+/// assert_eq!(events[0].payload.as_str(), r#"{"cents":500}"#);
+///
+/// // Follow: what is there, and then what comes.
+/// let mut live = store.follow(Filter::all(), Position::START);
+/// assert_eq!(live.try_next().await?.map(|event| event.position), Some(Position(1)));
+/// let withdrawn = NewEvent::new("Bank:MoneyWasWithdrawn", Json::parse(r#"{"cents":200}"#)?);
+/// store.append(&account, ExpectedVersion::Exactly(Version(0)), vec![withdrawn]).await?;
+/// assert_eq!(live.try_next().await?.map(|event| event.position), Some(Position(2)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Store(Arc<Inner>);
 
@@ -36,6 +71,10 @@ struct Inner {
     publisher: Publisher,
     /// Tells other processes about commits.
     notifier: Mutex<Option<JoinHandle<()>>>,
+    /// Hears of commits of other processes, while somebody wants to.
+    listening: std::sync::Mutex<Weak<Listening>>,
+    /// Deleted with the last handle.
+    private_folder: Option<Arc<TempDir>>,
 }
 
 /// What makes this log this log.
@@ -80,6 +119,16 @@ impl Store {
     ///
     /// `migrations` are all that the program knows: the log's own and those of whoever else keeps rows here.
     pub async fn open(url: &str, options: &Options, migrations: &[&[Migration]]) -> Result<Self, StoreError> {
+        Self::open_in(None, url, options, migrations).await
+    }
+
+    /// As [`Store::open`], in a folder that is deleted with the last handle.
+    pub(crate) async fn open_in(
+        private_folder: Option<TempDir>,
+        url: &str,
+        options: &Options,
+        migrations: &[&[Migration]],
+    ) -> Result<Self, StoreError> {
         let database = Database::connect(url, options).await?;
         let migrations = migrations.concat();
         let signal = Signal::new();
@@ -92,10 +141,16 @@ impl Store {
             // The caller is told by `schema` and goes no further.
             Schema::Newer(_) => false,
         };
-        Ok(Self::assemble(database, signal, migrations, manual))
+        Ok(Self::assemble(database, signal, migrations, manual, private_folder.map(Arc::new)))
     }
 
-    fn assemble(database: Database, signal: Signal, migrations: Vec<Migration>, manual: bool) -> Self {
+    fn assemble(
+        database: Database,
+        signal: Signal,
+        migrations: Vec<Migration>,
+        manual: bool,
+        private_folder: Option<Arc<TempDir>>,
+    ) -> Self {
         let notifier = tokio::spawn(wake::notify_others(database.clone(), signal.elsewhere()));
         let clock = Clock::new(database.clone(), signal.clone(), manual);
         let committer = Committer::new(&database, &signal, manual);
@@ -110,6 +165,8 @@ impl Store {
             prover: Mutex::default(),
             publisher,
             notifier: Mutex::new(Some(notifier)),
+            listening: std::sync::Mutex::default(),
+            private_folder,
         }))
     }
 
@@ -150,7 +207,9 @@ impl Store {
         check_sequence(&self.0.database).await?;
         let manual = self.identity().await?.is_some_and(|log| log.test_time.is_some());
         let signal = Signal::new();
-        Ok((Self::assemble(self.0.database.clone(), signal, self.0.migrations.clone(), manual), ran))
+        let (database, migrations) = (self.0.database.clone(), self.0.migrations.clone());
+        let private_folder = self.0.private_folder.clone();
+        Ok((Self::assemble(database, signal, migrations, manual, private_folder), ran))
     }
 
     /// The log's identity; none before it is set up.
@@ -173,7 +232,7 @@ impl Store {
         Tx::begin(&self.0.database, self.0.signal.clone()).await
     }
 
-    /// Waits for commits, of this process and, while somebody runs [`Store::listen`], of others.
+    /// Waits for commits, of this process and, while somebody listens ([`Store::listen`], [`Store::follow`]), of others.
     pub fn wake(&self) -> Wake {
         self.0.signal.wake()
     }
@@ -186,10 +245,22 @@ impl Store {
     /// Passes the hints of other processes on to this one, and publishes how far the log is settled, until `stop`
     /// resolves.
     pub async fn listen(&self, stop: impl Future<Output = ()>) {
+        let _listening = self.listening();
         tokio::select! {
-            () = wake::listen(&self.0.database, &self.0.signal, stop) => {}
+            () = stop => {}
             () = self.keep_published() => {}
         }
+    }
+
+    /// Has the hints of other processes passed on to this one as long as the answer is held.
+    pub(crate) fn listening(&self) -> Arc<Listening> {
+        let mut current = self.0.listening.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listening) = current.upgrade().filter(|listening| !listening.is_over()) {
+            return listening;
+        }
+        let listening = Arc::new(Listening::begin(self.0.database.clone(), self.0.signal.clone()));
+        *current = Arc::downgrade(&listening);
+        listening
     }
 
     /// Finishes the appends that wait, sends the last hint and closes every connection. Other handles of this store are of no use afterwards.
@@ -202,6 +273,8 @@ impl Store {
         }
         self.0.publisher.ended().await;
         self.0.database.close().await;
+        // Who follows the log sees that this is the end.
+        self.announce();
     }
 
     pub(crate) fn committer(&self) -> &Committer {

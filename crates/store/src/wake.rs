@@ -5,14 +5,13 @@
 //! commit, at most one in five milliseconds (a NOTIFY inside each append serialises all commits), and on
 //! SQLite by a change counter of the file that the waiting process looks at.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgListener;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
-use crate::connection::Connection;
 use crate::database::Database;
 use crate::errand::Errand;
 
@@ -97,18 +96,38 @@ pub(crate) async fn notify_others(database: Database, elsewhere: Errand) {
     elsewhere.run(NOTIFY_PAUSE, notify).await;
 }
 
-/// Listens for commits of other processes and passes them on, until `stop` resolves.
-pub(crate) async fn listen(database: &Database, signal: &Signal, stop: impl Future<Output = ()>) {
-    tokio::select! {
-        () = stop => {}
-        () = async {
-            loop {
-                if let Err(error) = listen_once(database, signal).await {
-                    tracing::warn!(%error, "lost the wake-up connection; looking at intervals until it is back");
-                }
-                tokio::time::sleep(RECONNECT_PAUSE).await;
+/// Commits of other processes are heard as long as somebody holds this: one connection for the whole process.
+#[derive(Debug)]
+pub(crate) struct Listening(JoinHandle<()>);
+
+impl Listening {
+    pub(crate) fn begin(database: Database, signal: Signal) -> Self {
+        Self(tokio::spawn(async move { listen(&database, &signal).await }))
+    }
+
+    /// Whether nothing is heard any more: the store was closed, or the runtime that began this is gone.
+    pub(crate) fn is_over(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Passes the hints of other processes on, until the database is closed.
+async fn listen(database: &Database, signal: &Signal) {
+    loop {
+        match listen_once(database, signal).await {
+            Ok(()) => {}
+            Err(sqlx::Error::PoolClosed) => return,
+            Err(error) => {
+                tracing::warn!(%error, "lost the wake-up connection; looking at intervals until it is back");
             }
-        } => {}
+        }
+        tokio::time::sleep(RECONNECT_PAUSE).await;
     }
 }
 
@@ -130,10 +149,11 @@ async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
                 listener.try_recv().await?;
             }
         }
-        Database::Sqlite { .. } => {
-            let Connection::Sqlite(mut connection) = database.reader().await? else { return Ok(()) };
+        Database::Sqlite { readers, .. } => {
+            let mut connection = readers.acquire().await?;
             let mut seen = 0_i64;
-            loop {
+            // Who closes the database waits until this connection is back.
+            while !readers.is_closed() {
                 // Counts the commits of other connections to this file, as this connection sees them.
                 let now = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *connection).await?;
                 if now != seen {
@@ -142,6 +162,7 @@ async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
                 }
                 tokio::time::sleep(SQLITE_LOOK).await;
             }
+            Err(sqlx::Error::PoolClosed)
         }
     }
 }

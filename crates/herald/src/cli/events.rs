@@ -1,10 +1,14 @@
 //! `herald events`: looking into the log, and writing to it by hand.
 
 mod append;
+mod condition;
+mod list;
+mod selection;
 mod stats;
+mod tail;
 
-use ::store::{Event, Filter, Json, Position, StreamName};
-use clap::{Args, Subcommand};
+use ::store::{Event, Filter, Json, Position};
+use clap::Subcommand;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -12,15 +16,24 @@ use crate::app::App;
 use crate::cli::Global;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
-use crate::output::{json, line, list};
+use crate::output::{json, line};
+
+pub(in crate::cli) use append::{parse, text_or_file};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List events, oldest first
     #[command(
-        after_help = "Examples:\n  herald events list --stream user-user1\n  herald events list --reverse --limit 10"
+        after_help = "Examples:\n  herald events list --stream user-user1\n  herald events list --reverse --limit 10\n  \
+                      herald events list --category order --where 'meta.tenant = acme' --where 'version >= 1'"
     )]
-    List(List),
+    List(list::List),
+    /// Show events as they come, until told to stop
+    #[command(
+        after_help = "Examples:\n  herald events tail\n  herald events tail -n 0 --type Acme.Notifications:UserWasNotified\n  \
+                      herald events tail --from-start --category user -o jsonl"
+    )]
+    Tail(tail::Tail),
     /// Show one event
     #[command(after_help = "Examples:\n  herald events show 7\n  herald events show 0190d6f2-…")]
     Show {
@@ -38,31 +51,9 @@ pub(crate) enum Command {
     Stats(stats::Stats),
 }
 
-#[derive(Debug, Args)]
-pub(crate) struct List {
-    /// Only this stream
-    #[arg(long)]
-    stream: Option<StreamName>,
-    /// Only this type; may be given more than once
-    #[arg(long = "type", value_name = "TYPE")]
-    types: Vec<String>,
-    /// Only after this position
-    #[arg(long, value_name = "POSITION", default_value_t = 0)]
-    after: i64,
-    /// Only before this position (with --reverse)
-    #[arg(long, value_name = "POSITION", requires = "reverse")]
-    before: Option<i64>,
-    /// Newest first
-    #[arg(long, conflicts_with = "after")]
-    reverse: bool,
-    /// So many at most
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u16).range(1..=10_000))]
-    limit: u16,
-}
-
 #[derive(Serialize)]
-struct Row {
-    position: String,
+pub(in crate::cli) struct Row {
+    pub(in crate::cli) position: String,
     stream: String,
     version: String,
     #[serde(rename = "type")]
@@ -72,7 +63,7 @@ struct Row {
     id: Uuid,
     correlation_id: Option<String>,
     causation_id: Option<Uuid>,
-    recorded_at: ::store::Timestamp,
+    pub(in crate::cli) recorded_at: ::store::Timestamp,
 }
 
 impl From<Event> for Row {
@@ -92,63 +83,39 @@ impl From<Event> for Row {
     }
 }
 
-pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
-    match command {
-        // Opens a store by itself: it makes one where there is none.
-        Command::Append(arguments) => append::run(config, global, arguments).await,
-        Command::Stats(arguments) => stats::run(&App::open(config).await?, global, &arguments).await,
-        Command::List(arguments) => {
-            let limit = usize::from(arguments.limit);
-            let rows = select(&App::open(config).await?, arguments).await?;
-            let next = rows.last().filter(|_| rows.len() == limit).map(|row| row.position.clone());
-            let header = ["POSITION", "RECORDED", "TYPE", "STREAM", "VERSION", "ID"];
-            list(
-                global.output,
-                global.no_header,
-                "herald.events.list/1",
-                &header,
-                &rows,
-                next.as_deref(),
-                |row| {
-                    let recorded = row.recorded_at.to_string();
-                    let id = row.id.to_string();
-                    vec![
-                        row.position.clone(),
-                        recorded,
-                        row.event_type.clone(),
-                        row.stream.clone(),
-                        row.version.clone(),
-                        id,
-                    ]
-                },
-            )
-        }
-        Command::Show { event } => {
-            let row = Row::from(find(&App::open(config).await?, &event).await?);
-            if global.output.is_json() {
-                return json("herald.events.show/1", &row);
-            }
-            show(&row);
-            Ok(())
-        }
+impl Row {
+    pub(in crate::cli) const COLUMNS: [&str; 6] = ["POSITION", "RECORDED", "TYPE", "STREAM", "VERSION", "ID"];
+
+    pub(in crate::cli) fn columns(&self) -> Vec<String> {
+        vec![
+            self.position.clone(),
+            self.recorded_at.to_string(),
+            self.event_type.clone(),
+            self.stream.clone(),
+            self.version.clone(),
+            self.id.to_string(),
+        ]
     }
 }
 
-async fn select(app: &App, arguments: List) -> Result<Vec<Row>, Exit> {
-    let mut filter = Filter::all();
-    if let Some(stream) = arguments.stream {
-        filter = filter.stream(stream);
+/// Answers with the exit code.
+pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<u8, Exit> {
+    match command {
+        // Opens a store by itself: it makes one where there is none.
+        Command::Append(arguments) => append::run(config, global, arguments).await?,
+        Command::Stats(arguments) => stats::run(&App::open(config).await?, global, &arguments).await?,
+        Command::List(arguments) => list::run(config, global, arguments).await?,
+        Command::Tail(arguments) => return tail::run(config, global, arguments).await,
+        Command::Show { event } => {
+            let row = Row::from(find(&App::open(config).await?, &event).await?);
+            if global.output.is_json() {
+                json("herald.events.show/1", &row)?;
+            } else {
+                show(&row);
+            }
+        }
     }
-    if !arguments.types.is_empty() {
-        filter = filter.types(arguments.types);
-    }
-    let limit = usize::from(arguments.limit);
-    let events = if arguments.reverse {
-        app.store.read_backwards(&filter, arguments.before.map(Position), limit).await?.events
-    } else {
-        app.store.read(&filter, Position(arguments.after), limit).await?.events
-    };
-    Ok(events.into_iter().map(Row::from).collect())
+    Ok(0)
 }
 
 async fn find(app: &App, event: &str) -> Result<Event, Exit> {

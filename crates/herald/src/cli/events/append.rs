@@ -148,7 +148,8 @@ fn lines(text: &str) -> Result<Vec<NewEvent>, Exit> {
         .collect()
 }
 
-fn parse(what: &str, text: String) -> Result<Json, Exit> {
+/// JSON out of an argument.
+pub(in crate::cli) fn parse(what: &str, text: String) -> Result<Json, Exit> {
     Json::parse(text)
         .map_err(|error| usage(format!("the {what} is {}", ::store::messages(&error).join(": "))))
 }
@@ -158,7 +159,7 @@ fn usage(message: String) -> Exit {
 }
 
 /// The text itself, or what stands in the file that it names with an @.
-fn text_or_file(text: String) -> Result<String, Exit> {
+pub(in crate::cli) fn text_or_file(text: String) -> Result<String, Exit> {
     match text.strip_prefix('@') {
         Some(file) => read(file).map(|text| text.trim_end_matches(['\r', '\n']).to_owned()),
         None => Ok(text),
