@@ -16,6 +16,7 @@ mod engine_interference;
 mod engine_lifecycle;
 mod engine_worker;
 mod events_cli;
+mod exchange;
 mod faults;
 mod filters;
 mod given;
