@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod append;
+mod backup;
 mod bad_input;
 mod crash;
 mod demo;
@@ -17,6 +18,7 @@ mod engine_lifecycle;
 mod engine_worker;
 mod events_cli;
 mod exchange;
+mod exchange_interrupted;
 mod faults;
 mod filters;
 mod given;
@@ -29,5 +31,6 @@ mod program;
 mod read;
 mod repeated_append;
 mod safe_head;
+mod store_cli;
 mod transaction;
 mod wake;

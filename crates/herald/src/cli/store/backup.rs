@@ -53,7 +53,9 @@ fn of_backup(error: BackupError) -> Exit {
     let code = match &error {
         BackupError::File(error) => code_of_file(error),
         BackupError::Dump(DumpError::NoProgram { .. } | DumpError::TooOld { .. }) => Code::Configuration,
-        BackupError::Dump(DumpError::Failed { .. }) | BackupError::Damaged(_) => Code::Failed,
+        BackupError::Dump(DumpError::Failed { .. }) => Code::Failed,
+        // As with every damaged file: only a person can help.
+        BackupError::Damaged(_) => Code::Configuration,
         BackupError::Database(_) => return Exit::from(error),
     };
     Exit::new(code, messages(&error).join(": "))
