@@ -18,6 +18,7 @@ mod engine_lifecycle;
 mod engine_worker;
 mod events_cli;
 mod exchange;
+mod exchange_forged;
 mod exchange_interrupted;
 mod faults;
 mod filters;

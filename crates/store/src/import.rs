@@ -6,6 +6,7 @@
 //! has appended to could not be completed any more. The log keeps its own identity: an import is a copy.
 
 mod check;
+mod follow;
 mod guard;
 mod lines;
 mod write;
@@ -135,8 +136,11 @@ pub enum ImportError {
         /// Which of the two was, and which was not.
         file: (&'static str, &'static str),
     },
-    /// Somebody appended between two chunks.
-    #[error("somebody appended to the log while it was imported (at position {0}); import into a new one")]
+    /// The log is not as this import left it.
+    #[error(
+        "the log has changed meanwhile and ends at position {0}: another import is running, or somebody appended \
+         before this one had begun to write; see to it that nobody does, and import again"
+    )]
     Interfered(Position),
     /// The file cannot be read.
     #[error("could not read the file")]

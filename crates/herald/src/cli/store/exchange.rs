@@ -48,7 +48,7 @@ pub(super) async fn export(config: &Config, global: &Global, arguments: Export) 
     if arguments.file != PIPE {
         let app = App::open(config).await?;
         let file = Path::new(&arguments.file);
-        let exported = app.store.export_file(file, after, arguments.resume, shown("exported")).await;
+        let exported = app.store.export_file(file, after, arguments.resume, shown(global, "exported")).await;
         app.store.close().await;
         return told_exported(global, &exported.map_err(of_export)?, &arguments.file);
     }
@@ -62,7 +62,7 @@ pub(super) async fn export(config: &Config, global: &Global, arguments: Export) 
     }
     let app = App::open(config).await?;
     let after = after.unwrap_or(Position::START);
-    let exported = app.store.export(tokio::io::stdout(), after, shown("exported")).await;
+    let exported = app.store.export(tokio::io::stdout(), after, shown(global, "exported")).await;
     app.store.close().await;
     match exported {
         // Whoever closed the pipe has seen enough.
@@ -113,7 +113,7 @@ pub(super) async fn import(config: &Config, global: &Global, arguments: Import) 
         nobody_would_act(&app).await?;
     }
     let mode = if arguments.dry_run { ImportMode::DryRun } else { ImportMode::Write };
-    let progress = shown(if arguments.dry_run { "checked" } else { "imported" });
+    let progress = shown(global, if arguments.dry_run { "checked" } else { "imported" });
     let imported = match file {
         Some(file) => {
             let from = tokio::io::BufReader::with_capacity(READ_AHEAD, file);
@@ -175,10 +175,11 @@ fn told_imported(global: &Global, imported: &Imported, mode: ImportMode) -> Resu
     Ok(())
 }
 
-/// Shows how far it has come.
-fn shown(what: &'static str) -> impl FnMut(ExchangeProgress) + Send {
-    let mut progress = Progress::new(what);
+/// Shows how far it has come, to people.
+fn shown(global: &Global, what: &'static str) -> impl FnMut(ExchangeProgress) + Send + use<> {
+    let mut progress = (!global.output.is_json()).then(|| Progress::new(what));
     move |at| {
+        let Some(progress) = &mut progress else { return };
         let since = |position: Position| u64::try_from(position.0 - at.after.0).unwrap_or(0);
         progress.show(since(at.position), since(at.head), at.events);
     }
