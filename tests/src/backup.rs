@@ -98,9 +98,12 @@ both! {
     }
 
     async fn o23_a_backup_that_fails_leaves_no_file(database: TestDatabase) {
-        let store = database.store().await;
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("backup");
+        database.open().await;
+        let nothing = herald(&database, &["store", "backup", file.to_str().unwrap()]).fails(3);
+        assert!(nothing.stderr.contains("nothing to back up"), "{nothing:?}");
+        let store = database.store().await;
         let mut backup = command(database.url(), ["store", "backup", file.to_str().unwrap()]);
         if database.is_postgres() {
             // Where no program is.

@@ -36,7 +36,7 @@ impl Progress {
     /// So much of all of it is done, and that were so many events.
     pub(crate) fn show(&mut self, done: u64, all: u64, events: u64) {
         let now = Instant::now();
-        let percent = if all == 0 { 100 } else { done.saturating_mul(100) / all };
+        let percent = done.saturating_mul(100).checked_div(all).unwrap_or(100);
         let pause = now - self.shown_at;
         let is_due = if self.is_terminal {
             pause >= REDRAW

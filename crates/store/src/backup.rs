@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::database::{Database, DatabaseKind};
 use crate::event::Position;
+use crate::migrate::Schema;
 use crate::part_file::{FileError, Leftover, PartFile};
 use crate::store::Store;
 
@@ -29,6 +30,9 @@ pub struct Backup {
 /// Why there is no backup. A file of that name was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
+    /// There is no log here.
+    #[error("the event store is not set up: there is nothing to back up")]
+    NotSetUp,
     /// The file.
     #[error(transparent)]
     File(#[from] FileError),
@@ -46,6 +50,10 @@ pub enum BackupError {
 impl Store {
     /// Writes a copy of the whole database to a file that must not be there. It appears when it is whole and synced.
     pub async fn back_up(&self, file: &Path) -> Result<Backup, BackupError> {
+        // Of whatever version it is: before a migration a backup is wanted most.
+        if self.schema().await? == Schema::Missing {
+            return Err(BackupError::NotSetUp);
+        }
         let part = PartFile::open(file, Leftover::Replace)?;
         let copied = match self.database() {
             Database::Sqlite { file, .. } => sqlite::copy(file.clone(), &part).await.map(Some),

@@ -72,8 +72,7 @@ pub(super) async fn dump(pool: &PgPool, part: &PartFile) -> Result<(), BackupErr
 
 fn command(connect: &PgConnectOptions, schema: &str, file: &Path) -> Command {
     let mut command = Command::new("pg_dump");
-    let host =
-        connect.get_socket().map_or_else(|| connect.get_host().into(), |socket| OsString::from(socket));
+    let host = connect.get_socket().map_or_else(|| connect.get_host().into(), OsString::from);
     let database = connect.get_database().unwrap_or(connect.get_username());
     command
         .args(["--format=custom", "--no-password", "--file"])

@@ -67,10 +67,6 @@ fn look_through(part: &Path) -> rusqlite::Result<(String, Contents)> {
 }
 
 fn contents(connection: &Connection) -> rusqlite::Result<Contents> {
-    let is_set_up = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'herald_log'";
-    if !connection.prepare(is_set_up)?.exists(())? {
-        return Ok(Contents { log: None, head: 0 });
-    }
     let sql = "SELECT (SELECT id FROM herald_log), coalesce((SELECT MAX(position) FROM herald_events), 0)";
     connection.query_row(sql, (), |row| Ok(Contents { log: row.get(0)?, head: row.get(1)? }))
 }
@@ -96,10 +92,10 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("herald ?#% {}", uuid::Uuid::now_v7()));
         std::fs::create_dir(&folder).unwrap();
         let (original, copy) = (folder.join("a.db"), folder.join("b.db"));
-        Connection::open(&original)
-            .unwrap()
-            .execute_batch("CREATE TABLE t (a); INSERT INTO t VALUES (1)")
-            .unwrap();
+        let log = Connection::open(&original).unwrap();
+        for migration in crate::migrate::MIGRATIONS {
+            log.execute_batch(migration.sqlite).unwrap();
+        }
         std::fs::write(&copy, "").unwrap();
         let result = copy_and_look(&original, &copy);
         std::fs::remove_dir_all(&folder).unwrap();

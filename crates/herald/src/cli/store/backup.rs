@@ -13,7 +13,6 @@ use crate::exit::{Code, Exit};
 use crate::output::{json, line, note};
 
 pub(super) async fn backup(config: &Config, global: &Global, file: &str) -> Result<(), Exit> {
-    // A database of any state is worth a copy: before a migration, or when a newer program has been at it.
     let store = connect(config, false).await?;
     let database = store.database().target().database;
     let backup = store.back_up(Path::new(file)).await;
@@ -33,13 +32,13 @@ pub(super) async fn backup(config: &Config, global: &Global, file: &str) -> Resu
     let bytes = backup.bytes;
     match head {
         Some(head) => {
-            line(&format!("Backed up {database} to {file}: {bytes} bytes, the log up to position {head}."))
+            line(&format!("Backed up {database} to {file}: {bytes} bytes, the log up to position {head}."));
         }
         None => line(&format!("Dumped {database} to {file} with pg_dump: {bytes} bytes.")),
     }
     match backup.kind {
         DatabaseKind::Sqlite => note(&format!(
-            "restore: stop the worker; rm {database}-wal {database}-shm; cp {file} {database}; herald store status"
+            "restore: stop the worker; rm -f {database}-wal {database}-shm; cp {file} {database}; herald store status"
         )),
         DatabaseKind::Postgres => note(&format!(
             "restore: createdb NEW; pg_restore --exit-on-error --clean --if-exists --dbname NEW {file}; \
@@ -51,6 +50,7 @@ pub(super) async fn backup(config: &Config, global: &Global, file: &str) -> Resu
 
 fn of_backup(error: BackupError) -> Exit {
     let code = match &error {
+        BackupError::NotSetUp => Code::NotFound,
         BackupError::File(error) => code_of_file(error),
         BackupError::Dump(DumpError::NoProgram { .. } | DumpError::TooOld { .. }) => Code::Configuration,
         BackupError::Dump(DumpError::Failed { .. }) => Code::Failed,
