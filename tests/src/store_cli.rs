@@ -8,8 +8,8 @@ use crate::program::{Said, command, herald};
 
 const ID: &str = "Acme.Notifications:EventStore";
 
-/// Takes away what the last migrations made, and says that they did not run.
-async fn without_last_migration(database: &TestDatabase) {
+/// As if a migration had not run yet.
+async fn without_a_migration(database: &TestDatabase) {
     let store = database.store().await;
     store.database().execute("DELETE FROM herald_migrations WHERE number = 4", ()).await.unwrap();
     store.close().await;
@@ -32,7 +32,7 @@ both! {
         herald(&database, &["store", "setup"]).ok();
         assert_eq!(herald(&database, &["store", "status"]).ok(), format!("{}SUCCESS\n", status("acme_notifications_events (exists)")));
         // A schema that is behind is shown with what it needs.
-        without_last_migration(&database).await;
+        without_a_migration(&database).await;
         let said = herald(&database, &["store", "status"]).ok();
         let behind = "The schema of table acme_notifications_events is not up-to-date: 1 migration(s) required !!!\n++ 0004_append\n";
         assert_eq!(said, format!("{}{behind}", status("acme_notifications_events (exists)")));
@@ -71,7 +71,7 @@ both! {
         herald(&database, &["store", "setup"]).ok();
         herald(&database, &["store", "assert"]).ok();
         assert_eq!(herald(&database, &["store", "assert", "-o", "json"]).json()["data"]["schema"], "current");
-        without_last_migration(&database).await;
+        without_a_migration(&database).await;
         let said = herald(&database, &["store", "assert"]).fails(5);
         assert!(said.stderr.contains("missing: 0004_append") && said.stderr.contains("store migrate"), "{said:?}");
         let store = database.open().await;

@@ -254,11 +254,15 @@ async fn keep_appenders_out(tx: &mut Tx) -> sqlx::Result<()> {
     match tx.connection() {
         // Who begins to write has the only write lock.
         Connection::Sqlite(_) => Ok(()),
-        // An append moves its stream first, and waits there. Reads pass.
+        // An append moves its stream first, and waits there. Reads pass. (A plan that was made while the log was small
+        // is kept, and would read the log from end to end for each chunk; so it may only be one that uses indexes.)
         connection @ Connection::Postgres(_) => {
-            connection
-                .run("SET LOCAL lock_timeout = '10s'; LOCK TABLE herald_streams IN EXCLUSIVE MODE")
-                .await
+            let sql = "SET LOCAL lock_timeout = '10s';
+                       SET LOCAL enable_seqscan = off;
+                       SET LOCAL enable_hashjoin = off;
+                       SET LOCAL enable_mergejoin = off;
+                       LOCK TABLE herald_streams IN EXCLUSIVE MODE";
+            connection.run(sql).await
         }
     }
 }
