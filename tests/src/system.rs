@@ -3,6 +3,7 @@
 
 mod append;
 mod append_model;
+mod backup;
 mod bad_input;
 mod crash;
 mod demo;
@@ -17,6 +18,9 @@ mod engine_interference;
 mod engine_lifecycle;
 mod engine_worker;
 mod events_cli;
+mod exchange;
+mod exchange_forged;
+mod exchange_interrupted;
 mod faults;
 mod filters;
 mod follow;
@@ -32,6 +36,7 @@ mod prooph;
 mod read;
 mod repeated_append;
 mod safe_head;
+mod store_cli;
 mod store_head;
 mod stores;
 mod streams;

@@ -1,7 +1,7 @@
 //! The program put together: a log, an engine, and the subscribers that ship with it.
 
 use notification_subscribers::subscribers;
-use store::{Schema, Setup, Store, TableName, Timestamp};
+use store::{Migration, Schema, Setup, Store, TableName, Timestamp};
 use subscription_engine::{Criteria, Engine, Outcome, Registry};
 
 use crate::config::Config;
@@ -26,16 +26,18 @@ pub(crate) struct App {
 #[derive(Debug)]
 pub(crate) struct SetupReport {
     /// Migrations that ran.
-    pub(crate) migrations: usize,
+    pub(crate) migrations: Vec<Migration>,
     /// Subscriptions that were set up.
     pub(crate) subscriptions: Vec<String>,
 }
 
+/// Everything that makes the schema.
+pub(crate) const MIGRATIONS: [&[Migration]; 2] = [store::MIGRATIONS, subscription_engine::MIGRATIONS];
+
 /// Connects, whatever state the database is in.
 pub(crate) async fn connect(config: &Config, create: bool) -> Result<Store, Exit> {
-    let migrations = [store::MIGRATIONS, subscription_engine::MIGRATIONS];
     let options = store::Options { create, ..config.options.clone() };
-    Ok(Store::open(&config.url, &options, &migrations).await?)
+    Ok(Store::open(&config.url, &options, &MIGRATIONS).await?)
 }
 
 impl App {
@@ -90,11 +92,7 @@ impl App {
         store: Store,
         test_clock: Option<Timestamp>,
     ) -> Result<(Self, SetupReport), Exit> {
-        if let Schema::Newer(_) = store.schema().await? {
-            return Err(newer());
-        }
-        let setup = Setup { view: TableName::new(EVENT_TABLE)?, test_clock };
-        let (store, migrations) = store.set_up(&setup).await?;
+        let (store, migrations) = Self::migrate(store, test_clock).await?;
         let app = Self::assemble(config, store, test_clock).await?;
         let mut subscriptions = Vec::new();
         for (id, outcome) in app.engine.set_up(&Criteria::all(), false).await? {
@@ -104,6 +102,22 @@ impl App {
             }
         }
         Ok((app, SetupReport { migrations, subscriptions }))
+    }
+
+    /// Makes or completes a log and leaves its subscribers alone; says which migrations ran.
+    pub(crate) async fn migrate(
+        store: Store,
+        test_clock: Option<Timestamp>,
+    ) -> Result<(Store, Vec<Migration>), Exit> {
+        if let Schema::Newer(_) = store.schema().await? {
+            return Err(newer());
+        }
+        let mut missing = store.missing_migrations().await?;
+        let setup = Setup { view: TableName::new(EVENT_TABLE)?, test_clock };
+        let (store, ran) = store.set_up(&setup).await?;
+        // Another process may have been first.
+        let migrations = missing.split_off(missing.len().saturating_sub(ran));
+        Ok((store, migrations))
     }
 
     async fn assemble(config: &Config, store: Store, test_clock: Option<Timestamp>) -> Result<Self, Exit> {
@@ -133,7 +147,7 @@ impl App {
     }
 }
 
-fn newer() -> Exit {
+pub(crate) fn newer() -> Exit {
     Exit::new(Code::Configuration, "the database is newer than this program, which could misread it")
         .with_hint("use the newer program")
 }

@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod exit;
 mod output;
+mod progress;
 mod worker;
 
 use std::process::ExitCode;

@@ -6,6 +6,7 @@
 //! type to those who must commit their own rows together with what they append.
 
 mod append;
+mod backup;
 mod clock;
 mod connection;
 mod database;
@@ -13,11 +14,15 @@ mod database_error;
 mod domain_event;
 mod errand;
 mod event;
+mod export;
+mod export_format;
 mod fault;
 mod filter;
+mod import;
 mod in_memory;
 mod json;
 mod migrate;
+mod part_file;
 mod read;
 mod safe_head;
 mod sql;
@@ -33,16 +38,20 @@ mod values;
 mod wake;
 
 pub use append::{Append, AppendError, Appended, ExpectedVersion, refuse_appends};
+pub use backup::{Backup, BackupError, DumpError};
 pub use clock::{Clock, ClockError};
 pub use connection::Connection;
 pub use database::{ConnectError, Database, DatabaseKind, Durability, Options, Secret, Target};
 pub use domain_event::{DomainEvent, UndecodableEvent};
 pub use event::{Event, InvalidEvent, MAX_APPEND_EVENTS, MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, NewEvent};
 pub use event::{Position, Version};
+pub use export::{ExchangeProgress, ExportError, Exported};
 pub use fault::{Fault, messages};
 pub use filter::{Filter, InvalidMatch, MatchScalar, MatchValue, Matcher, Operator, UnknownSpecialStream};
+pub use import::{ImportError, ImportMode, Imported};
 pub use json::{InvalidJson, Json, MAX_JSON_DEPTH};
 pub use migrate::{MIGRATIONS, MigrateError, Migration, Schema};
+pub use part_file::FileError;
 pub use read::StreamPage;
 pub use read::{Direction, Events, MAX_LOOKED_AT, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, Page, Pages, ReadError};
 pub use safe_head::{Head, HeadReport, Holder, HolderKind, Published};

@@ -5,6 +5,7 @@
 //! (A migration library was considered: sqlx's takes no lock on SQLite, so two processes could collide.)
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use crate::connection::Connection;
 use crate::database::{Database, DatabaseKind};
@@ -22,6 +23,13 @@ pub struct Migration {
     pub sqlite: &'static str,
     /// The statements for PostgreSQL.
     pub postgres: &'static str,
+}
+
+/// As its files are called: `0001_log`.
+impl fmt::Display for Migration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04}_{}", self.number, self.name)
+    }
 }
 
 /// The migrations of the log itself.
@@ -100,6 +108,23 @@ const MIGRATION_LOCK: i64 = 0x6865_7261_6C64;
 
 /// Reads how the schema stands, without writing anything.
 pub(crate) async fn schema(database: &Database, known: &[Migration]) -> sqlx::Result<Schema> {
+    Ok(applied(database).await?.map_or(Schema::Missing, |applied| compare(&applied, known)))
+}
+
+/// What is still to run, in the order of the numbers.
+pub(crate) async fn missing(database: &Database, known: &[Migration]) -> sqlx::Result<Vec<Migration>> {
+    Ok(not_among(&applied(database).await?.unwrap_or_default(), known))
+}
+
+fn not_among(applied: &[(i64,)], known: &[Migration]) -> Vec<Migration> {
+    let is_missing = |migration: &&Migration| !applied.contains(&(migration.number,));
+    let mut missing: Vec<Migration> = known.iter().filter(is_missing).copied().collect();
+    missing.sort_by_key(|migration| migration.number);
+    missing
+}
+
+/// The numbers of the migrations that ran; none where the schema was never begun.
+async fn applied(database: &Database) -> sqlx::Result<Option<Vec<(i64,)>>> {
     let exists: Option<(i64,)> = match database.kind() {
         // The catalogues differ.
         DatabaseKind::Sqlite => {
@@ -112,11 +137,9 @@ pub(crate) async fn schema(database: &Database, known: &[Migration]) -> sqlx::Re
         }
     };
     if exists.is_none() {
-        return Ok(Schema::Missing);
+        return Ok(None);
     }
-    let applied =
-        database.fetch_all::<(i64,)>("SELECT number FROM herald_migrations ORDER BY number", ()).await?;
-    Ok(compare(&applied, known))
+    database.fetch_all("SELECT number FROM herald_migrations ORDER BY number", ()).await.map(Some)
 }
 
 fn compare(applied: &[(i64,)], known: &[Migration]) -> Schema {
@@ -148,15 +171,13 @@ pub(crate) async fn migrate(store: &Store, tx: &mut Tx, known: &[Migration]) -> 
         let program = known.iter().map(|migration| migration.number).max().unwrap_or(0);
         return Err(MigrateError::Newer { database, program });
     }
-    let mut missing: Vec<&Migration> =
-        known.iter().filter(|migration| !applied.contains(&(migration.number,))).collect();
-    missing.sort_by_key(|migration| migration.number);
+    let missing = not_among(&applied, known);
     for migration in &missing {
         let sql = match store.database().kind() {
             DatabaseKind::Sqlite => migration.sqlite,
             DatabaseKind::Postgres => migration.postgres,
         };
-        let Migration { number, name, .. } = **migration;
+        let Migration { number, name, .. } = *migration;
         let failed = |source| MigrateError::Failed { number, name, source };
         tx.connection().run(sql).await.map_err(failed)?;
         tx.execute("INSERT INTO herald_migrations (number, name) VALUES ($1, $2)", (number, name)).await?;

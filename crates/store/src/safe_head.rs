@@ -27,7 +27,7 @@ pub use self::explain::{HeadReport, Published};
 use self::holders::holders;
 pub use self::holders::{Holder, HolderKind};
 pub(crate) use self::known::{Known, Run, identify};
-pub(crate) use self::publish::Publisher;
+pub(crate) use self::publish::{Publisher, record_dead_ranges};
 pub(crate) use self::waited::Waited;
 use crate::database::Database;
 use crate::event::{Event, Position};

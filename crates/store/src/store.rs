@@ -175,6 +175,11 @@ impl Store {
         migrate::schema(&self.0.database, &self.0.migrations).await
     }
 
+    /// The migrations that [`Store::set_up`] would run.
+    pub async fn missing_migrations(&self) -> sqlx::Result<Vec<Migration>> {
+        migrate::missing(&self.0.database, &self.0.migrations).await
+    }
+
     /// Creates or completes the schema and gives the log its identity; says how many migrations ran.
     ///
     /// Safe to call by two processes at once, and on a log that is already there. Answers with a handle that

@@ -1,6 +1,9 @@
 //! `herald store` (`eventstore`): the event store itself.
 
+mod backup;
+mod exchange;
 mod head;
+mod schema;
 
 use ::store::{Schema, Timestamp};
 use clap::Subcommand;
@@ -10,7 +13,7 @@ use crate::app::{App, EVENT_TABLE, STORE_ID, connect};
 use crate::cli::{Global, parse_time};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
-use crate::output::{json, line};
+use crate::output::{json, line, note};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -33,6 +36,40 @@ pub(crate) enum Command {
                       the last column gives up the append that they wait for."
     )]
     Head,
+    /// Set every configured event store up
+    #[command(name = "setupall", after_help = "Example:\n  herald store setupall")]
+    SetupAll,
+    /// Run the migrations that are missing, and leave the subscribers alone
+    #[command(after_help = "Examples:\n  herald store migrate --dry-run\n  herald store migrate")]
+    Migrate {
+        /// Only list them
+        #[arg(long)]
+        dry_run: bool,
+        /// Make a store in test mode, whose clock stands at this time
+        #[arg(long, value_name = "TIME", value_parser = parse_time)]
+        test_clock: Option<Timestamp>,
+    },
+    /// End with 0 only if the schema is what this program needs (3: missing, 5: behind, 78: newer)
+    #[command(after_help = "Example:\n  herald store assert && systemctl restart herald")]
+    Assert,
+    /// Write every event to a file of JSON lines, byte for byte, while everything runs
+    #[command(
+        after_help = "Examples:\n  herald store export log.jsonl\n  herald store export log.jsonl --resume\n  \
+                      herald store export - | zstd > log.jsonl.zst\n  herald store export --after 120000 since.jsonl"
+    )]
+    Export(exchange::Export),
+    /// Read an exported file into a new event store, of either database; doing it again goes on where it broke off
+    #[command(
+        after_help = "Examples:\n  herald store import log.jsonl --dry-run\n  herald store import log.jsonl\n  \
+                      zstd -dc log.jsonl.zst | herald --database postgres://herald@db/herald store import -"
+    )]
+    Import(exchange::Import),
+    /// Copy the whole database to a file while everything runs (PostgreSQL: by pg_dump)
+    #[command(after_help = "Example:\n  herald store backup /var/backups/herald-2026-01-31.db")]
+    Backup {
+        /// The file, which must not be there yet
+        file: String,
+    },
 }
 
 /// As wide as the tutorial's terminal.
@@ -63,17 +100,31 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
                 .with_hint(format!("the configured one is {STORE_ID}")))
         }
         Command::Setup { test_clock, .. } => setup(config, global, test_clock).await,
+        Command::SetupAll => {
+            if !global.output.is_json() {
+                line("Setting up 1 Event Store backend(s):");
+                line("");
+            }
+            setup(config, global, None).await
+        }
+        Command::Migrate { dry_run, test_clock } => {
+            schema::migrate(config, global, dry_run, test_clock).await
+        }
+        Command::Assert => schema::assert(config, global).await,
+        Command::Export(arguments) => exchange::export(config, global, arguments).await,
+        Command::Import(arguments) => exchange::import(config, global, arguments).await,
+        Command::Backup { file } => backup::backup(config, global, &file).await,
     }
 }
 
 async fn status(config: &Config, global: &Global) -> Result<(), Exit> {
     let file = config.url.strip_prefix("sqlite:").map(|file| file.trim_start_matches("//"));
-    let (target, schema) = match connect(config, false).await {
-        Ok(store) => (store.database().target(), store.schema().await?),
+    let (target, schema, missing) = match connect(config, false).await {
+        Ok(store) => (store.database().target(), store.schema().await?, store.missing_migrations().await?),
         // A file that is not there yet is no failure: it is what this command is asked about.
         Err(exit) if exit.code == Code::NotFound && file.is_some() => {
             let database = file.unwrap_or_default().to_owned();
-            (::store::Target { database, ..Default::default() }, Schema::Missing)
+            (::store::Target { database, ..Default::default() }, Schema::Missing, Vec::new())
         }
         Err(exit) => return Err(exit),
     };
@@ -108,7 +159,13 @@ async fn status(config: &Config, global: &Global) -> Result<(), Exit> {
         }
         Schema::Behind(count) => {
             line(&format!("Table: {EVENT_TABLE} (exists)"));
-            line(&format!("Schema: {count} migration(s) behind this program, run `herald store setup` !!!"));
+            line(&format!(
+                "The schema of table {EVENT_TABLE} is not up-to-date: {count} migration(s) required !!!"
+            ));
+            for migration in &missing {
+                line(&format!("++ {migration}"));
+            }
+            note("next:  herald store migrate");
         }
         Schema::Newer(_) => {
             line(&format!("Table: {EVENT_TABLE} (exists)"));
@@ -118,13 +175,19 @@ async fn status(config: &Config, global: &Global) -> Result<(), Exit> {
     Ok(())
 }
 
-async fn setup(config: &Config, global: &Global, test_clock: Option<Timestamp>) -> Result<(), Exit> {
+/// In test mode, which time a new store would begin at must be said.
+async fn asks_for_test_clock(config: &Config, test_clock: Option<Timestamp>) -> Result<(), Exit> {
     if config.test_mode && test_clock.is_none() {
-        // Which time a new one would begin at was not said; one that is there needs no more than this.
-        App::open(config)
-            .await
-            .map_err(|exit| exit.with_hint("add --test-clock TIME to make a store in test mode"))?;
+        // One that is there needs no more than this.
+        let app = App::open(config).await;
+        let app = app.map_err(|exit| exit.with_hint("add --test-clock TIME to make a store in test mode"))?;
+        app.store.close().await;
     }
+    Ok(())
+}
+
+async fn setup(config: &Config, global: &Global, test_clock: Option<Timestamp>) -> Result<(), Exit> {
+    asks_for_test_clock(config, test_clock).await?;
     let store = connect(config, true).await?;
     let target = store.database().target();
     if !global.output.is_json() {
@@ -142,12 +205,15 @@ async fn setup(config: &Config, global: &Global, test_clock: Option<Timestamp>) 
     let (app, report) = App::set_up(config, store, test_clock).await?;
     if global.output.is_json() {
         let data = serde_json::json!({
-            "store": STORE_ID, "migrations": report.migrations, "subscriptions": report.subscriptions
+            "store": STORE_ID, "migrations": report.migrations.len(), "subscriptions": report.subscriptions
         });
         json("herald.store.setup/1", &data)?;
     } else {
-        if report.migrations > 0 {
-            line(&format!(": {} migration(s) run", report.migrations));
+        if report.migrations.is_empty() {
+            line(": Table schema is up to date, no migration required");
+        }
+        for migration in &report.migrations {
+            line(&format!("++ {migration}"));
         }
         for id in &report.subscriptions {
             line(&format!(": Subscription \"{id}\" set up"));

@@ -142,7 +142,6 @@ impl Store {
 /// Records positions that no event will ever have, as whole holes: from the first to the last of each.
 ///
 /// For whoever fills a log with positions that were given elsewhere. Recording a hole twice changes nothing.
-#[cfg_attr(not(test), expect(dead_code, reason = "for an import, which knows the holes of what it brings"))]
 pub(crate) async fn record_dead_ranges(tx: &mut Tx, holes: &[(Position, Position)]) -> sqlx::Result<()> {
     let now = Timestamp::system();
     let rows = holes.iter().map(|(lo, hi)| (*lo, *hi, now)).collect();

@@ -1,0 +1,62 @@
+//! `herald store backup`: a copy of the whole database while everything runs.
+
+use std::path::Path;
+
+use ::store::{BackupError, DatabaseKind, DumpError, messages};
+use serde_json::json as value;
+
+use super::exchange::code_of_file;
+use crate::app::connect;
+use crate::cli::Global;
+use crate::config::Config;
+use crate::exit::{Code, Exit};
+use crate::output::{json, line, note};
+
+pub(super) async fn backup(config: &Config, global: &Global, file: &str) -> Result<(), Exit> {
+    let store = connect(config, false).await?;
+    let database = store.database().target().database;
+    let backup = store.back_up(Path::new(file)).await;
+    store.close().await;
+    let backup = backup.map_err(of_backup)?;
+    let head = backup.head.map(|head| head.to_string());
+    let driver = match backup.kind {
+        DatabaseKind::Sqlite => "sqlite",
+        DatabaseKind::Postgres => "postgres",
+    };
+    if global.output.is_json() {
+        let data = value!({
+            "file": file, "database": database, "driver": driver, "bytes": backup.bytes.to_string(), "head": head,
+        });
+        return json("herald.store.backup/1", &data);
+    }
+    let bytes = backup.bytes;
+    match head {
+        Some(head) => {
+            line(&format!("Backed up {database} to {file}: {bytes} bytes, the log up to position {head}."));
+        }
+        None => line(&format!("Dumped {database} to {file} with pg_dump: {bytes} bytes.")),
+    }
+    match backup.kind {
+        DatabaseKind::Sqlite => note(&format!(
+            "restore: stop the worker; rm -f {database}-wal {database}-shm; cp {file} {database}; herald store status"
+        )),
+        DatabaseKind::Postgres => note(&format!(
+            "restore: createdb NEW; pg_restore --exit-on-error --clean --if-exists --dbname NEW {file}; \
+             herald --database postgres://…/NEW store status"
+        )),
+    }
+    Ok(())
+}
+
+fn of_backup(error: BackupError) -> Exit {
+    let code = match &error {
+        BackupError::NotSetUp => Code::NotFound,
+        BackupError::File(error) => code_of_file(error),
+        BackupError::Dump(DumpError::NoProgram { .. } | DumpError::TooOld { .. }) => Code::Configuration,
+        BackupError::Dump(DumpError::Failed { .. }) => Code::Failed,
+        // As with every damaged file: only a person can help.
+        BackupError::Damaged(_) => Code::Configuration,
+        BackupError::Database(_) => return Exit::from(error),
+    };
+    Exit::new(code, messages(&error).join(": "))
+}
