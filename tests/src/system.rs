@@ -27,6 +27,7 @@ mod open;
 mod program;
 mod read;
 mod repeated_append;
+mod restore;
 mod safe_head;
 mod transaction;
 mod wake;

@@ -6,6 +6,7 @@
 //! type to those who must commit their own rows together with what they append.
 
 mod append;
+mod arrival;
 mod clock;
 mod connection;
 mod database;
@@ -16,6 +17,7 @@ mod fault;
 mod filter;
 mod json;
 mod migrate;
+mod place;
 mod read;
 mod safe_head;
 mod sql;
@@ -29,6 +31,7 @@ mod values;
 mod wake;
 
 pub use append::{Append, AppendError, Appended, ExpectedVersion, refuse_appends};
+pub use arrival::{LogPlace, PastPlace, PlaceError};
 pub use clock::{Clock, ClockError};
 pub use connection::Connection;
 pub use database::{ConnectError, Database, DatabaseKind, Durability, Options, Secret, Target};
@@ -39,11 +42,12 @@ pub use fault::{Fault, messages};
 pub use filter::{Filter, InvalidMatch, MatchScalar, MatchValue, Matcher, Operator, UnknownSpecialStream};
 pub use json::{InvalidJson, Json, MAX_JSON_DEPTH};
 pub use migrate::{MIGRATIONS, MigrateError, Migration, Schema};
+pub use place::Place;
 pub use read::{Direction, MAX_LOOKED_AT, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, Page, ReadError, StreamPage};
 pub use safe_head::Head;
 pub use sql::{InvalidTableName, Sql, TableName};
 pub use stats::{Statistics, TypeStatistics};
-pub use store::{LogIdentity, Setup, Store, StoreError};
+pub use store::{BadSequence, LogIdentity, Setup, Store, StoreError};
 pub use stream_name::{InvalidStreamName, StreamName};
 pub use timestamp::{InvalidTimestamp, Timestamp};
 pub use tx::{Savepoint, Tx};

@@ -44,6 +44,12 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0004_append.sql"),
         postgres: include_str!("../../../migrations/postgres/0004_append.sql"),
     },
+    Migration {
+        number: 7,
+        name: "log_place",
+        sqlite: include_str!("../../../migrations/sqlite/0007_log_place.sql"),
+        postgres: include_str!("../../../migrations/postgres/0007_log_place.sql"),
+    },
 ];
 
 /// How the schema of a database stands to the program.
@@ -111,6 +117,12 @@ pub(crate) async fn schema(database: &Database, known: &[Migration]) -> sqlx::Re
     let applied =
         database.fetch_all::<(i64,)>("SELECT number FROM herald_migrations ORDER BY number", ()).await?;
     Ok(compare(&applied, known))
+}
+
+/// Whether this migration has run; the schema must not be missing.
+pub(crate) async fn has_run(database: &Database, number: i64) -> sqlx::Result<bool> {
+    let sql = "SELECT number FROM herald_migrations WHERE number = $1";
+    Ok(database.fetch_optional::<(i64,)>(sql, (number,)).await?.is_some())
 }
 
 fn compare(applied: &[(i64,)], known: &[Migration]) -> Schema {

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::append::Committer;
+use crate::arrival::{self, LogPlace, PastPlace, PlaceError};
 use crate::clock::Clock;
 use crate::database::{ConnectError, Database, DatabaseKind, Options};
 use crate::event::Position;
@@ -28,6 +29,10 @@ struct Inner {
     signal: Signal,
     committer: Committer,
     migrations: Vec<Migration>,
+    /// Where the log lives; none before it is set up.
+    place: Option<LogPlace>,
+    /// Why nobody should write here.
+    refusals: Vec<StoreError>,
     /// Up to here everything is settled, as far as this process has seen or proven. Only ever raised.
     known_head: AtomicI64,
     /// The highest position that this process has seen, settled or not. Only ever raised.
@@ -70,34 +75,95 @@ pub enum StoreError {
     #[error(transparent)]
     Migrate(#[from] MigrateError),
     /// Positions would not be drawn in the order of time.
-    #[error("the sequence herald_positions {0}; events could be skipped, so the log is not opened")]
-    BadSequence(String),
+    #[error("the sequence herald_positions {0}; events could be skipped, so the log is not worked on")]
+    BadSequence(#[from] BadSequence),
+    /// The log is a copy, or was restored.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The database refused.
     #[error("could not read the log's state")]
     Database(#[from] sqlx::Error),
 }
 
+/// Why positions would not be drawn in the order of time.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSequence {
+    /// There is none.
+    #[error("is missing")]
+    Missing,
+    /// Sessions would draw numbers ahead.
+    #[error("caches {0} numbers; run ALTER SEQUENCE herald_positions CACHE 1")]
+    Caches(i64),
+    /// It leaves numbers out.
+    #[error("counts in steps of {0}; run ALTER SEQUENCE herald_positions INCREMENT 1")]
+    Steps(i64),
+    /// It would begin again.
+    #[error("cycles; run ALTER SEQUENCE herald_positions NO CYCLE")]
+    Cycles,
+    /// It would give out numbers that events have already.
+    #[error(
+        "is at {last}, behind position {end} of the log: was it restored? Run `herald store verify --fix`"
+    )]
+    Behind {
+        /// The last number that it gave out.
+        last: i64,
+        /// The position of the last event.
+        end: Position,
+    },
+}
+
 impl Store {
-    /// Connects. Nothing is written, so a database without a log is fine: see [`Store::schema`].
+    /// Connects, to work on a log. A database without a log is fine: see [`Store::schema`].
+    ///
+    /// Where a log is found for the first time, or was moved to, is written down; a copy whose original may still run
+    /// is refused ([`PlaceError`]). Nothing else is written.
     ///
     /// `migrations` are all that the program knows: the log's own and those of whoever else keeps rows here.
     pub async fn open(url: &str, options: &Options, migrations: &[&[Migration]]) -> Result<Self, StoreError> {
         let database = Database::connect(url, options).await?;
         let migrations = migrations.concat();
-        let signal = Signal::new();
-        let manual = match migrate::schema(&database, &migrations).await? {
-            Schema::Missing => false,
-            Schema::Behind(_) | Schema::Current => {
-                check_sequence(&database).await?;
-                identity(&database).await?.is_some_and(|log| log.test_time.is_some())
-            }
-            // The caller is told by `schema` and goes no further.
-            Schema::Newer(_) => false,
-        };
-        Ok(Self::assemble(database, signal, migrations, manual))
+        let (mut manual, mut place) = (false, None);
+        // A newer one the caller is told of by `schema`, and goes no further.
+        if let Schema::Behind(_) | Schema::Current = migrate::schema(&database, &migrations).await? {
+            check_sequence(&database).await?;
+            place = arrival::arrive(&database).await?;
+            manual = identity(&database).await?.is_some_and(|log| log.test_time.is_some());
+        }
+        Ok(Self::assemble(database, Signal::new(), migrations, manual, place, Vec::new()))
     }
 
-    fn assemble(database: Database, signal: Signal, migrations: Vec<Migration>, manual: bool) -> Self {
+    /// Connects, only to look: writes nothing, and refuses no log for its state. [`Store::refusals`] says why it
+    /// should not be worked on.
+    pub async fn open_to_look(
+        url: &str,
+        options: &Options,
+        migrations: &[&[Migration]],
+    ) -> Result<Self, StoreError> {
+        let database = Database::connect(url, options).await?;
+        let migrations = migrations.concat();
+        let (mut manual, mut place, mut refusals) = (false, None, Vec::new());
+        if let Schema::Behind(_) | Schema::Current = migrate::schema(&database, &migrations).await? {
+            match check_sequence(&database).await {
+                Err(StoreError::BadSequence(bad)) => refusals.push(bad.into()),
+                result => result?,
+            }
+            if let Some((found, refused)) = arrival::look(&database).await? {
+                place = Some(found);
+                refusals.extend(refused.map(StoreError::from));
+            }
+            manual = identity(&database).await?.is_some_and(|log| log.test_time.is_some());
+        }
+        Ok(Self::assemble(database, Signal::new(), migrations, manual, place, refusals))
+    }
+
+    fn assemble(
+        database: Database,
+        signal: Signal,
+        migrations: Vec<Migration>,
+        manual: bool,
+        place: Option<LogPlace>,
+        refusals: Vec<StoreError>,
+    ) -> Self {
         let notifier = tokio::spawn(wake::notify_others(database.clone(), signal.elsewhere()));
         let clock = Clock::new(database.clone(), signal.clone(), manual);
         let committer = Committer::new(&database, &signal, manual);
@@ -107,6 +173,8 @@ impl Store {
             signal,
             committer,
             migrations,
+            place,
+            refusals,
             known_head: AtomicI64::new(0),
             seen: AtomicI64::new(0),
             bytes_per_event: AtomicUsize::new(0),
@@ -150,9 +218,31 @@ impl Store {
         tx.execute(Sql::named(view_sql(tx.kind()), &setup.view), ()).await?;
         tx.commit().await?;
         check_sequence(&self.0.database).await?;
+        let place = arrival::arrive(&self.0.database).await?;
         let manual = self.identity().await?.is_some_and(|log| log.test_time.is_some());
-        let signal = Signal::new();
-        Ok((Self::assemble(self.0.database.clone(), signal, self.0.migrations.clone(), manual), ran))
+        let (database, migrations) = (self.0.database.clone(), self.0.migrations.clone());
+        Ok((Self::assemble(database, Signal::new(), migrations, manual, place, Vec::new()), ran))
+    }
+
+    /// Where the log lives, as was found when it was opened; none before it is set up.
+    pub fn place(&self) -> Option<&LogPlace> {
+        self.0.place.as_ref()
+    }
+
+    /// Why this log should not be worked on, if it was opened only to look.
+    pub fn refusals(&self) -> &[StoreError] {
+        &self.0.refusals
+    }
+
+    /// Takes the place where the log is now for its home, on somebody's word that the original does not run any
+    /// more. Its epoch grows. Open the log again afterwards.
+    pub async fn adopt(&self, why: &str, who: &str) -> Result<LogPlace, StoreError> {
+        Ok(arrival::adopt(&self.0.database, why, who).await?)
+    }
+
+    /// Where the log has lived, oldest first.
+    pub async fn places(&self) -> Result<Vec<PastPlace>, StoreError> {
+        Ok(arrival::history(&self.0.database).await?)
     }
 
     /// The log's identity; none before it is set up.
@@ -240,9 +330,8 @@ async fn identity(database: &Database) -> sqlx::Result<Option<LogIdentity>> {
 }
 
 /// The proof that no event is skipped needs positions that are drawn in the order of time (PostgreSQL).
-async fn check_sequence(database: &Database) -> Result<(), StoreError> {
+pub(crate) async fn check_sequence(database: &Database) -> Result<(), StoreError> {
     let Database::Postgres { pool } = database else { return Ok(()) };
-    let bad = |what: String| Err(StoreError::BadSequence(what));
     let declared: Option<(i64, i64, bool)> = sqlx::query_as(
         "SELECT seqcache, seqincrement, seqcycle
            FROM pg_sequence
@@ -251,30 +340,23 @@ async fn check_sequence(database: &Database) -> Result<(), StoreError> {
     .fetch_optional(pool)
     .await?;
     match declared {
-        None => return bad("is missing".to_owned()),
-        Some((cache, ..)) if cache != 1 => {
-            return bad(format!("caches {cache} numbers; run ALTER SEQUENCE herald_positions CACHE 1"));
-        }
-        Some((_, increment, _)) if increment != 1 => {
-            return bad(format!(
-                "counts in steps of {increment}; run ALTER SEQUENCE herald_positions INCREMENT 1"
-            ));
-        }
-        Some((.., true)) => return bad("cycles; run ALTER SEQUENCE herald_positions NO CYCLE".to_owned()),
+        None => return Err(BadSequence::Missing.into()),
+        Some((cache, ..)) if cache != 1 => return Err(BadSequence::Caches(cache).into()),
+        Some((_, increment, _)) if increment != 1 => return Err(BadSequence::Steps(increment).into()),
+        Some((.., true)) => return Err(BadSequence::Cycles.into()),
         Some(_) => {}
     }
-    // What was set but not yet given out does not count as the last number.
-    let (last, top): (i64, i64) = sqlx::query_as(
-        "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END,
-                coalesce((SELECT max(position) FROM herald_events), 0)
-           FROM herald_positions",
+    // What was set but not yet given out does not count as the last number. The rows are read before the sequence: a
+    // position that is drawn in between must not look as if it were ahead.
+    let end: (Position,) =
+        sqlx::query_as("SELECT coalesce(max(position), 0) FROM herald_events").fetch_one(pool).await?;
+    let last: (i64,) = sqlx::query_as(
+        "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM herald_positions",
     )
     .fetch_one(pool)
     .await?;
-    if last < top {
-        return bad(format!("is at {last}, behind position {top} of the log: was it restored?"));
-    }
-    Ok(())
+    let ((end,), (last,)) = (end, last);
+    if last < end.0 { Err(BadSequence::Behind { last, end }.into()) } else { Ok(()) }
 }
 
 /// The log as the Neos-style event table shows it.

@@ -240,6 +240,9 @@ fn what_to_know(overview: &Overview, now: Timestamp) -> String {
             duration(at.since(now)),
             failure.message()
         ),
+        State::Error { failure, next_retry: None, .. } if overview.subscription.attempt == 0 => {
+            format!("stopped: {}", failure.message())
+        }
         State::Error { failure, next_retry: None, .. } => {
             format!("gave up after {} attempts: {}", overview.subscription.attempt, failure.message())
         }
