@@ -39,6 +39,9 @@ pub(crate) async fn lose_the_end(store: &Store, after: i64) {
     let mut tx = store.begin().await.unwrap();
     unguard(&mut tx).await;
     tx.execute("DELETE FROM herald_events WHERE position > $1", (Position(after),)).await.unwrap();
+    let gone = "DELETE FROM herald_streams WHERE NOT EXISTS
+                    (SELECT 1 FROM herald_events WHERE herald_events.stream = herald_streams.stream)";
+    tx.execute(gone, ()).await.unwrap();
     let streams = "UPDATE herald_streams SET version =
                        (SELECT MAX(version) FROM herald_events WHERE herald_events.stream = herald_streams.stream)";
     tx.execute(streams, ()).await.unwrap();
@@ -408,7 +411,7 @@ async fn s22_a_file_that_cannot_be_written_is_read_where_it_is() {
 }
 
 /// A consistent copy of an SQLite log.
-async fn copy_of(database: &TestDatabase, to: &str) {
+pub(crate) async fn copy_of(database: &TestDatabase, to: &str) {
     let mut connection = sqlx::SqliteConnection::connect(database.url()).await.unwrap();
     connection.execute(sqlx::raw_sql(AssertSqlSafe(format!("VACUUM INTO '{to}'")))).await.unwrap();
     connection.close().await.unwrap();

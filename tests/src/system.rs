@@ -28,6 +28,8 @@ mod program;
 mod read;
 mod repeated_append;
 mod restore;
+mod restore_cli;
 mod safe_head;
 mod transaction;
+mod verify;
 mod wake;

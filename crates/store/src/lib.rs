@@ -28,6 +28,7 @@ mod stream_name;
 mod timestamp;
 mod tx;
 mod values;
+mod verify;
 mod wake;
 
 pub use append::{Append, AppendError, Appended, ExpectedVersion, refuse_appends};
@@ -52,4 +53,5 @@ pub use stream_name::{InvalidStreamName, StreamName};
 pub use timestamp::{InvalidTimestamp, Timestamp};
 pub use tx::{Savepoint, Tx};
 pub use values::{Record, Value, Values};
+pub use verify::{Finding, Found, Mended, Told, Verified, Verify};
 pub use wake::Wake;

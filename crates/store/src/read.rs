@@ -5,6 +5,7 @@
 //! Pages are bounded by events, by bytes, and by how much is looked at to fill them.
 
 mod explain;
+mod inspect;
 mod query;
 mod row;
 
@@ -12,6 +13,7 @@ use std::ops::Deref;
 
 use uuid::Uuid;
 
+pub(crate) use self::inspect::{Inspected, inspect};
 use self::query::{Plan, Query, Range, stream_before, stream_from};
 use self::row::{Rows, fetch, fetch_in};
 use crate::event::{Event, Position, Version};

@@ -290,6 +290,10 @@ impl Store {
         self.0.database.close().await;
     }
 
+    pub(crate) fn migrations(&self) -> &[Migration] {
+        &self.0.migrations
+    }
+
     pub(crate) fn committer(&self) -> &Committer {
         &self.0.committer
     }

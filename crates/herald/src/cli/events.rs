@@ -96,10 +96,10 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
     match command {
         // Opens a store by itself: it makes one where there is none.
         Command::Append(arguments) => append::run(config, global, arguments).await,
-        Command::Stats(arguments) => stats::run(&App::open(config).await?, global, &arguments).await,
+        Command::Stats(arguments) => stats::run(&App::open_to_look(config).await?, global, &arguments).await,
         Command::List(arguments) => {
             let limit = usize::from(arguments.limit);
-            let rows = select(&App::open(config).await?, arguments).await?;
+            let rows = select(&App::open_to_look(config).await?, arguments).await?;
             let next = rows.last().filter(|_| rows.len() == limit).map(|row| row.position.clone());
             let header = ["POSITION", "RECORDED", "TYPE", "STREAM", "VERSION", "ID"];
             list(
@@ -124,7 +124,7 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
             )
         }
         Command::Show { event } => {
-            let row = Row::from(find(&App::open(config).await?, &event).await?);
+            let row = Row::from(find(&App::open_to_look(config).await?, &event).await?);
             if global.output.is_json() {
                 return json("herald.events.show/1", &row);
             }

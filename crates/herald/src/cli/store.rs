@@ -1,10 +1,13 @@
 //! `herald store` (`eventstore`): the event store itself.
 
+mod adopt;
+mod verify;
+
 use ::store::{Schema, Timestamp};
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::app::{App, EVENT_TABLE, STORE_ID, connect};
+use crate::app::{App, EVENT_TABLE, STORE_ID, connect, connect_to_look, warn_of};
 use crate::cli::{Global, parse_time};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
@@ -25,7 +28,15 @@ pub(crate) enum Command {
         #[arg(long, value_name = "TIME", value_parser = parse_time)]
         test_clock: Option<Timestamp>,
     },
+    /// Look whether the log is as it should be: every event, every stream, every checkpoint
+    #[command(after_help = verify::HELP)]
+    Verify(verify::Arguments),
+    /// Take the place where the event store is now for its home: after a restore, or on a copy
+    #[command(after_help = adopt::HELP)]
+    Adopt,
 }
+
+pub(crate) use verify::verify;
 
 /// As wide as the tutorial's terminal.
 const RULE: usize = 79;
@@ -44,6 +55,8 @@ struct Status {
     username: Option<String>,
     table: &'static str,
     exists: bool,
+    /// How often it has changed its place.
+    epoch: Option<String>,
 }
 
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
@@ -54,17 +67,23 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
                 .with_hint(format!("the configured one is {STORE_ID}")))
         }
         Command::Setup { test_clock, .. } => setup(config, global, test_clock).await,
+        Command::Verify(arguments) => verify::run(config, global, arguments).await,
+        Command::Adopt => adopt::run(config, global).await,
     }
 }
 
 async fn status(config: &Config, global: &Global) -> Result<(), Exit> {
     let file = config.url.strip_prefix("sqlite:").map(|file| file.trim_start_matches("//"));
-    let (target, schema) = match connect(config, false).await {
-        Ok(store) => (store.database().target(), store.schema().await?),
+    let (target, schema, epoch) = match connect_to_look(config).await {
+        Ok(store) => {
+            warn_of(&store);
+            let epoch = store.place().and_then(|place| place.epoch);
+            (store.database().target(), store.schema().await?, epoch)
+        }
         // A file that is not there yet is no failure: it is what this command is asked about.
         Err(exit) if exit.code == Code::NotFound && file.is_some() => {
             let database = file.unwrap_or_default().to_owned();
-            (::store::Target { database, ..Default::default() }, Schema::Missing)
+            (::store::Target { database, ..Default::default() }, Schema::Missing, None)
         }
         Err(exit) => return Err(exit),
     };
@@ -77,6 +96,7 @@ async fn status(config: &Config, global: &Global) -> Result<(), Exit> {
         username: target.user,
         table: EVENT_TABLE,
         exists: schema != Schema::Missing,
+        epoch: epoch.map(|epoch| epoch.to_string()),
     };
     if global.output.is_json() {
         return json("herald.store.status/1", &[status]);
