@@ -20,7 +20,7 @@ fn verdict<'a>(said: &'a serde_json::Value, check: &str) -> &'a str {
 }
 
 /// With exit code 7, data on stdout and the refusal on stderr.
-fn data(said: Said, code: i32) -> serde_json::Value {
+fn data(said: &Said, code: i32) -> serde_json::Value {
     assert_eq!(said.code, Some(code), "{said:?}");
     serde_json::from_str(&said.stdout).unwrap()
 }
@@ -37,7 +37,7 @@ both! {
         let said = herald(&database, &["store:verify"]).fails(7);
         assert!(said.stdout.contains("the table of streams has version 7 for stream user-user1"), "{said:?}");
         assert!(said.stderr.contains("herald store verify --fix"), "{said:?}");
-        let said = data(herald(&database, &["store", "verify", "-o", "json"]), 7);
+        let said = data(&herald(&database, &["store", "verify", "-o", "json"]), 7);
         assert_eq!(said["schema"], "herald.store.verify/1");
         assert_eq!((&said["data"]["found"], &said["data"]["mended"]), (&"1".into(), &"0".into()));
         assert_eq!(said["data"]["findings"][0]["kind"], "stream");
@@ -58,10 +58,10 @@ both! {
         lose_the_end(&database.open().await, 2).await;
 
         let said = herald(&database, &["store", "verify", "-o", "json"]);
-        let said = data(said, 7);
+        let said = data(&said, 7);
         let finding = &said["data"]["findings"][0];
         assert_eq!((&finding["kind"], &finding["subscription"]), (&"checkpoint".into(), &"inbox_1".into()));
-        assert_eq!(verdict(&data(herald(&database, &["doctor", "-o", "json"]), 7), "log"), "problem");
+        assert_eq!(verdict(&data(&herald(&database, &["doctor", "-o", "json"]), 7), "log"), "problem");
 
         herald(&database, &["worker", "--until-caught-up"]).fails(1);
         let said = herald(&database, &["sub", "list"]).ok();
@@ -74,7 +74,7 @@ both! {
     }
 
     async fn s22_the_doctor_looks_at_everything(database: TestDatabase) {
-        let said = data(herald(&database, &["doctor", "-o", "json"]), 7);
+        let said = data(&herald(&database, &["doctor", "-o", "json"]), 7);
         let missing = if database.is_postgres() { "schema" } else { "database" };
         assert_eq!((verdict(&said, missing), said["schema"].as_str()), ("problem", Some("herald.doctor/1")));
 
@@ -138,7 +138,7 @@ async fn s22_a_copy_is_looked_at_but_not_worked_on_until_it_is_adopted() {
     ] {
         on(&url, arguments).fails(78);
     }
-    let said = data(on(&url, &["doctor", "-o", "json"]), 7);
+    let said = data(&on(&url, &["doctor", "-o", "json"]), 7);
     assert_eq!(verdict(&said, "place"), "problem");
 
     let said = on(&url, &["store", "adopt"]).fails(2);

@@ -59,7 +59,7 @@ pub enum PlaceError {
     )]
     Copied {
         /// The original.
-        original: Place,
+        original: Box<Place>,
     },
     /// There is something where the log lived before, and it cannot be looked at.
     #[error(
@@ -68,7 +68,7 @@ pub enum PlaceError {
     )]
     Unsure {
         /// Where it lived.
-        original: Place,
+        original: Box<Place>,
         /// What was in the way.
         why: String,
     },
@@ -79,9 +79,9 @@ pub enum PlaceError {
     )]
     Elsewhere {
         /// Where it lived.
-        recorded: Place,
+        recorded: Box<Place>,
         /// Where it is.
-        here: Place,
+        here: Box<Place>,
     },
     /// The table of places holds what no program of this version wrote.
     #[error("the place of epoch {epoch} in herald_log_places cannot be read; run `herald store adopt`")]
@@ -124,7 +124,12 @@ pub(crate) async fn look(database: &Database) -> Result<Option<(LogPlace, Option
     if !migrate::has_run(database, PLACES).await? {
         return Ok(None);
     }
-    let mut found = find(database).await?;
+    let mut found = match find(database).await {
+        Err(PlaceError::Database(error)) if Fault::of(&error) == Fault::NotAllowed => {
+            return Ok(unseen(&error));
+        }
+        found => found?,
+    };
     let refused = match std::mem::replace(&mut found.standing, Standing::Home) {
         Standing::Refused(error) => Some(error),
         _ => None,
@@ -138,7 +143,12 @@ pub(crate) async fn arrive(database: &Database) -> Result<Option<LogPlace>, Plac
         return Ok(None);
     }
     for _ in 0..ROUNDS {
-        let mut found = find(database).await?;
+        let mut found = match find(database).await {
+            Err(PlaceError::Database(error)) if Fault::of(&error) == Fault::NotAllowed => {
+                return Ok(unseen(&error));
+            }
+            found => found?,
+        };
         let (from, why) = match std::mem::replace(&mut found.standing, Standing::Home) {
             Standing::Home => return Ok(Some(found.place())),
             Standing::Refused(error) => return Err(error),
@@ -171,6 +181,12 @@ pub(crate) async fn arrive(database: &Database) -> Result<Option<LogPlace>, Plac
         }
     }
     Err(others_are_at_it())
+}
+
+/// A role that may do little may not see where the log lives; what it may do is for its owner to say.
+fn unseen<T>(error: &sqlx::Error) -> Option<T> {
+    tracing::debug!(%error, "could not see where the log lives");
+    None
 }
 
 /// Takes this place for the log's, on somebody's word. Answers where it was, or that it is at home already.
@@ -233,7 +249,10 @@ async fn find(database: &Database) -> Result<Found, PlaceError> {
         Err(source) => Standing::Refused(PlaceError::BadRow { epoch, source }),
         Ok(recorded) if recorded.is(&here) => Standing::Home,
         Ok(recorded) if database.kind() == DatabaseKind::Postgres => {
-            Standing::Refused(PlaceError::Elsewhere { recorded, here: here.clone() })
+            Standing::Refused(PlaceError::Elsewhere {
+                recorded: Box::new(recorded),
+                here: Box::new(here.clone()),
+            })
         }
         Ok(recorded) => beside(database, &here, recorded).await?,
     };
@@ -264,8 +283,8 @@ async fn beside(database: &Database, here: &Place, original: Place) -> Result<St
     Ok(match seen.unwrap_or_else(|error| Err(error.to_string())) {
         Ok(Original::Gone) => Standing::Moved(original),
         Ok(Original::Here) => Standing::Home,
-        Ok(Original::There) => Standing::Refused(PlaceError::Copied { original }),
-        Err(why) => Standing::Refused(PlaceError::Unsure { original, why }),
+        Ok(Original::There) => Standing::Refused(PlaceError::Copied { original: Box::new(original) }),
+        Err(why) => Standing::Refused(PlaceError::Unsure { original: Box::new(original), why }),
     })
 }
 

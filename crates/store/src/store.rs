@@ -193,6 +193,11 @@ impl Store {
     /// Safe to call by two processes at once, and on a log that is already there. Answers with a handle that
     /// knows the log's clock: use that one from here on.
     pub async fn set_up(&self, setup: &Setup) -> Result<(Self, usize), StoreError> {
+        if !self.0.refusals.is_empty() {
+            // Opened only to look. Not before it is at home here is anything written.
+            check_sequence(&self.0.database).await?;
+            arrival::arrive(&self.0.database).await?;
+        }
         let mut tx = self.begin().await?;
         if self.schema().await? != Schema::Current {
             // A view pins the types of the columns that it shows.

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::engine::{Criteria, Engine, EngineError};
 use crate::records::RecordError;
-use crate::subscriber::Kind;
+use crate::subscriber::{Kind, RunMode};
 
 /// A checkpoint that does not fit the log.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,11 +78,17 @@ impl Engine {
     }
 
     fn bad_checkpoint(&self, subscription: String, stray: Stray) -> BadCheckpoint {
-        let kind = self.registered(&subscription).map(|registered| registered.definition.kind);
-        let again = match kind {
-            Some(Kind::Projector) => format!("build it anew with `herald projection replay {subscription}`"),
-            // What it has done must not be repeated: it begins anew where it is set up.
-            _ => format!("forget it with `herald sub remove {subscription}`, and set it up again"),
+        let definition = self.registered(&subscription).map(|registered| &registered.definition);
+        let again = match definition.map(|definition| (definition.kind, definition.run_mode)) {
+            Some((Kind::Projector, _)) => {
+                format!("build it anew with `herald projection replay {subscription}`")
+            }
+            Some((_, RunMode::FromBeginning | RunMode::Once)) => format!(
+                "let it handle everything once more with `herald sub remove {subscription}`, which sets it back"
+            ),
+            Some((_, RunMode::FromNow)) | None => format!(
+                "let it begin again at the end of the log with `herald sub remove {subscription}`, which sets it back"
+            ),
         };
         let remedy = format!("The log was restored; restore a newer backup, or {again}");
         BadCheckpoint { subscription, stray, remedy }

@@ -12,7 +12,7 @@ use crate::cli::Global;
 use crate::cli::store::verify;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
-use crate::output::{duration, list};
+use crate::output::{Format, duration, line, list};
 
 pub(crate) const HELP: &str = "Writes nothing. Exit code 7 if there is a problem; a warning alone is none.\n\n\
     Examples:\n  herald doctor\n  herald doctor -o json";
@@ -36,6 +36,16 @@ enum Verdict {
     Ok,
     Warning,
     Problem,
+}
+
+impl Verdict {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Problem => "PROBLEM",
+        }
+    }
 }
 
 /// One thing that was looked at.
@@ -66,20 +76,27 @@ pub(super) async fn run(config: &Config, global: &Global) -> Result<(), Exit> {
         let next = exit.hint().unwrap_or("see `herald store status`");
         checked.push(problem("database", exit.to_string(), next));
     }
-    let header = ["CHECK", "VERDICT", "WHAT", "NEXT"];
-    list(global.output, global.no_header, "herald.doctor/1", &header, &checked, None, |row| {
-        let verdict = match row.verdict {
-            Verdict::Ok => "ok",
-            Verdict::Warning => "warning",
-            Verdict::Problem => "PROBLEM",
-        };
-        let next = row.next.clone().unwrap_or_default();
-        vec![row.check.to_owned(), verdict.to_owned(), row.what.clone(), next]
-    })?;
+    if global.output == Format::Table {
+        checked.iter().for_each(show);
+    } else {
+        let header = ["CHECK", "VERDICT", "WHAT", "NEXT"];
+        list(global.output, global.no_header, "herald.doctor/1", &header, &checked, None, |row| {
+            let next = row.next.clone().unwrap_or_default();
+            vec![row.check.to_owned(), row.verdict.word().to_owned(), row.what.clone(), next]
+        })?;
+    }
     match checked.iter().filter(|row| row.verdict == Verdict::Problem).count() {
         0 => Ok(()),
         1 => Err(Exit::new(Code::CheckFailed, "there is a problem")),
         many => Err(Exit::new(Code::CheckFailed, format!("there are {many} problems"))),
+    }
+}
+
+/// A sentence can be long: what to do stands below it.
+fn show(checked: &Checked) {
+    line(&format!("{:<8} {:<14} {}", checked.verdict.word(), checked.check, checked.what));
+    if let Some(next) = &checked.next {
+        line(&format!("{:<23} → {next}", ""));
     }
 }
 

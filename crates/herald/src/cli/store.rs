@@ -57,6 +57,24 @@ struct Status {
     exists: bool,
     /// How often it has changed its place.
     epoch: Option<String>,
+    /// Where it has lived.
+    places: Vec<PastPlace>,
+}
+
+#[derive(Serialize)]
+struct PastPlace {
+    epoch: String,
+    place: ::store::Place,
+    since: Timestamp,
+    why: String,
+    who: String,
+}
+
+impl From<::store::PastPlace> for PastPlace {
+    fn from(past: ::store::PastPlace) -> Self {
+        let ::store::PastPlace { epoch, place, since, why, who } = past;
+        Self { epoch: epoch.to_string(), place, since, why, who }
+    }
 }
 
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
@@ -74,10 +92,14 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
 
 async fn status(config: &Config, global: &Global) -> Result<(), Exit> {
     let file = config.url.strip_prefix("sqlite:").map(|file| file.trim_start_matches("//"));
+    let mut places = Vec::new();
     let (target, schema, epoch) = match connect_to_look(config).await {
         Ok(store) => {
             warn_of(&store);
             let epoch = store.place().and_then(|place| place.epoch);
+            if epoch.is_some() && global.output.is_json() {
+                places = store.places().await?;
+            }
             (store.database().target(), store.schema().await?, epoch)
         }
         // A file that is not there yet is no failure: it is what this command is asked about.
@@ -97,6 +119,7 @@ async fn status(config: &Config, global: &Global) -> Result<(), Exit> {
         table: EVENT_TABLE,
         exists: schema != Schema::Missing,
         epoch: epoch.map(|epoch| epoch.to_string()),
+        places: places.into_iter().map(PastPlace::from).collect(),
     };
     if global.output.is_json() {
         return json("herald.store.status/1", &[status]);

@@ -6,12 +6,19 @@ use super::Finding;
 use super::schema::{KEYS, indexes};
 use super::settled::{Table, has_table};
 use crate::connection::Connection;
+use crate::database::DatabaseKind;
 use crate::store::{BadSequence, Store};
 use crate::tx::Tx;
+
+/// While it waits for a lock, others wait behind it: not for long.
+const PATIENCE: &str = "SET LOCAL lock_timeout = '10s'";
 
 /// Mends one finding; what cannot be mended is left as it is.
 pub(super) async fn mend(store: &Store, finding: &Finding) -> sqlx::Result<()> {
     let mut tx = store.begin().await?;
+    if tx.kind() == DatabaseKind::Postgres {
+        tx.execute(PATIENCE, ()).await?;
+    }
     let mended = match finding {
         Finding::MissingIndex { index } => make_index(store, &mut tx, index).await,
         Finding::Sequence(BadSequence::Behind { .. }) => move_sequence(&mut tx).await,

@@ -176,7 +176,7 @@ mod tests {
             ] {
                 let (_, statement) = indexes.iter().find(|(known, _)| *known == name).unwrap();
                 assert!(
-                    statement.starts_with("CREATE INDEX ") && statement.ends_with(|c| c == ')' || c == 'L'),
+                    statement.starts_with("CREATE INDEX ") && statement.ends_with([')', 'L']),
                     "{statement}"
                 );
             }
