@@ -47,6 +47,36 @@ both! {
         }
     }
 
+    /// S-25: a row that cannot be read is the failure of the subscription that wants it, at its position; what stands
+    /// before it is handled, and others go on.
+    async fn s25_an_unreadable_event_is_the_failure_of_who_wants_it(database: TestDatabase) {
+        let store = database.store_with_manual_clock().await;
+        let all = Collector::new(Definition::projector("all"));
+        let others = Collector::new(Definition::projector("others").on(["Other"]));
+        let engine = engine(&store, vec![all.clone(), others.clone()]);
+        append_typed(&store, "thing-1", &["Other", "Other", "Bad", "Other"]).await;
+        crate::restore::raw(&store, match database.is_postgres() {
+            true => "ALTER TABLE herald_events DISABLE TRIGGER USER",
+            false => "DROP TRIGGER herald_events_never_change",
+        }.to_owned()).await;
+        crate::restore::raw(&store, "UPDATE herald_events SET payload = 'x' WHERE position = 3".to_owned()).await;
+
+        engine.catch_up(&Criteria::all()).await.unwrap();
+
+        assert_eq!(others.positions(&store).await, [1, 2, 4]);
+        assert_eq!(all.positions(&store).await, [1, 2]);
+        let now = look(&engine, "all").await;
+        assert_eq!((position(&now), now.failing_position), (2, Some(Position(3))));
+        let State::Error { failure, next_retry: Some(due), .. } = now.state else { panic!("{now:?}") };
+        assert_eq!(failure.message(), "the event at position 3 cannot be read");
+        assert!(failure.chain.len() > 1, "{failure:?}");
+        // Tried again by the clock, like every failure at an event; and mended, it goes on.
+        crate::restore::raw(&store, "UPDATE herald_events SET payload = '1' WHERE position = 3".to_owned()).await;
+        engine.set_clock(due, Duration::from_secs(30)).await.unwrap();
+        engine.catch_up(&Criteria::all()).await.unwrap();
+        assert_eq!(all.positions(&store).await, positions(4));
+    }
+
     /// E-30: attempts count for one position; the next poison event begins at none.
     async fn e30_attempts_count_per_failing_position(database: TestDatabase) {
         let store = database.store_with_manual_clock().await;

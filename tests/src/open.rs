@@ -126,6 +126,9 @@ async fn s22_a_sequence_that_could_skip_events_is_refused() {
         let refused = Store::open(database.url(), &Options::default(), &ALL).await.unwrap_err();
         assert!(matches!(refused, StoreError::BadSequence(_)), "{refused}");
         assert!(refused.to_string().contains(words), "{refused}");
+        // It can be looked at all the same.
+        let looking = Store::open_to_look(database.url(), &Options::default(), &ALL).await.unwrap();
+        assert!(looking.refusals()[0].to_string().contains(words));
         store.database().execute(mend, ()).await.unwrap();
         database.open().await;
     }

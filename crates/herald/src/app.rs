@@ -34,20 +34,54 @@ pub(crate) struct SetupReport {
 /// Everything that makes the schema.
 pub(crate) const MIGRATIONS: [&[Migration]; 2] = [store::MIGRATIONS, subscription_engine::MIGRATIONS];
 
-/// Connects, whatever state the database is in.
+/// Connects, to work: a log that is a copy, or that could skip events, is refused.
 pub(crate) async fn connect(config: &Config, create: bool) -> Result<Store, Exit> {
     let options = store::Options { create, ..config.options.clone() };
-    Ok(Store::open(&config.url, &options, &MIGRATIONS).await?)
+    let store = Store::open(&config.url, &options, &MIGRATIONS).await?;
+    // A daemon has it in its log.
+    if let Some(place) = store.place()
+        && let (Some(from), Some(epoch)) = (&place.moved_from, place.epoch)
+        && !tracing::enabled!(tracing::Level::WARN)
+    {
+        note(&format!("The event store has moved from {from} to {}; it is in epoch {epoch} now", place.here));
+    }
+    Ok(store)
+}
+
+/// Connects, only to look, whatever state the log is in.
+pub(crate) async fn connect_to_look(config: &Config) -> Result<Store, Exit> {
+    let options = store::Options { create: false, ..config.options.clone() };
+    Ok(Store::open_to_look(&config.url, &options, &MIGRATIONS).await?)
+}
+
+/// Warns that a log should not be worked on.
+pub(crate) fn warn_of(store: &Store) {
+    for refusal in store.refusals() {
+        note(&format!("warning: {refusal}"));
+    }
 }
 
 impl App {
     /// Opens a log that must be there.
     pub(crate) async fn open(config: &Config) -> Result<Self, Exit> {
+        Self::of(config, connect(config, false).await).await
+    }
+
+    /// Opens a log that must be there only to look: nothing is written, and one that should not be worked on is
+    /// shown with a warning.
+    pub(crate) async fn open_to_look(config: &Config) -> Result<Self, Exit> {
+        let app = Self::of(config, connect_to_look(config).await).await?;
+        warn_of(&app.store);
+        Ok(app)
+    }
+
+    /// The program around a log that was opened, if it is there and fits.
+    pub(crate) async fn of(config: &Config, connected: Result<Store, Exit>) -> Result<Self, Exit> {
         let not_set_up = || {
             Exit::new(Code::NotFound, "the event store is not set up yet")
                 .with_hint("run `herald store setup` first")
         };
-        let store = match connect(config, false).await {
+        let store = match connected {
             // A file that is not there is a log that is not set up.
             Err(exit) if exit.code == Code::NotFound && config.url.starts_with("sqlite:") => {
                 return Err(not_set_up());

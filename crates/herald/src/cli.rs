@@ -3,6 +3,8 @@
 //! Every command is written with spaces; the colon form of the tutorial works as well.
 
 mod clock;
+mod confirm;
+mod doctor;
 mod events;
 mod projection;
 mod store;
@@ -89,6 +91,9 @@ enum Command {
     /// The clock of a store in test mode
     #[command(subcommand)]
     Clock(clock::Command),
+    /// Look at everything at once: what is wrong, and what to do about it
+    #[command(after_help = doctor::HELP)]
+    Doctor,
 }
 
 /// The nouns whose verbs may follow a colon.
@@ -142,6 +147,7 @@ impl Cli {
             Command::Events(command) => return events::run(&config()?, global, command).await,
             Command::Streams(command) => streams::run(&config()?, global, command).await?,
             Command::Clock(command) => clock::run(&config()?, global, command).await?,
+            Command::Doctor => doctor::run(&config()?, global).await?,
         }
         Ok(0)
     }

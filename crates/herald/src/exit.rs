@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use store::{ConnectError, Fault, MigrateError, StoreError, messages};
+use store::{ConnectError, Fault, MigrateError, PlaceError, StoreError, messages};
 
 use crate::output::note;
 
@@ -16,6 +16,7 @@ pub(crate) enum Code {
     NotAllowed = 4,
     Conflict = 5,
     Unreachable = 6,
+    CheckFailed = 7,
     TimedOut = 8,
     Busy = 75,
     Configuration = 78,
@@ -31,6 +32,7 @@ impl Code {
             Self::NotAllowed => "not_allowed",
             Self::Conflict => "conflict",
             Self::Unreachable => "unreachable",
+            Self::CheckFailed => "check_failed",
             Self::TimedOut => "timed_out",
             Self::Busy => "busy",
             Self::Configuration => "configuration",
@@ -60,6 +62,11 @@ impl Exit {
 
     pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// What to do.
+    pub(crate) fn hint(&self) -> Option<&str> {
+        self.hint.as_deref()
     }
 
     /// Whether waiting may help.
@@ -112,6 +119,12 @@ impl<E: Error + 'static> From<E> for Exit {
         if let Some(
             StoreError::BadSequence(_)
             | StoreError::Migrate(MigrateError::Newer { .. })
+            | StoreError::Place(
+                PlaceError::Copied { .. }
+                | PlaceError::Unsure { .. }
+                | PlaceError::Elsewhere { .. }
+                | PlaceError::BadRow { .. },
+            )
             | StoreError::Connect(ConnectError::InvalidUrl { .. }),
         ) = error.downcast_ref()
         {

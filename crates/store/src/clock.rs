@@ -56,6 +56,16 @@ impl Clock {
         row.map(|row| row.0).ok_or(sqlx::Error::RowNotFound)
     }
 
+    /// How many microseconds the database's own clock is ahead of this machine's, or behind it if less than zero; as
+    /// far as the time that it takes to ask lets us know.
+    pub async fn skew_us(&self) -> sqlx::Result<i64> {
+        let before = Timestamp::system().as_micros();
+        let row: Option<(Timestamp,)> = self.database.fetch_optional("SELECT {now}", ()).await?;
+        let after = Timestamp::system().as_micros();
+        let there = row.ok_or(sqlx::Error::RowNotFound)?.0.as_micros();
+        Ok(if there < before { there - before } else { (there - after).max(0) })
+    }
+
     /// The time that events of this SQLite transaction are recorded with.
     pub(crate) async fn recorded_in(&self, tx: &mut Tx) -> sqlx::Result<Timestamp> {
         if !self.manual {

@@ -6,6 +6,7 @@
 //! type to those who must commit their own rows together with what they append.
 
 mod append;
+mod arrival;
 mod backup;
 mod clock;
 mod connection;
@@ -23,6 +24,7 @@ mod in_memory;
 mod json;
 mod migrate;
 mod part_file;
+mod place;
 mod read;
 mod safe_head;
 mod sql;
@@ -35,9 +37,11 @@ mod streams;
 mod timestamp;
 mod tx;
 mod values;
+mod verify;
 mod wake;
 
 pub use append::{Append, AppendError, Appended, ExpectedVersion, refuse_appends};
+pub use arrival::{LogPlace, PastPlace, PlaceError};
 pub use backup::{Backup, BackupError, DumpError};
 pub use clock::{Clock, ClockError};
 pub use connection::Connection;
@@ -52,16 +56,18 @@ pub use import::{ImportError, ImportMode, Imported};
 pub use json::{InvalidJson, Json, MAX_JSON_DEPTH};
 pub use migrate::{MIGRATIONS, MigrateError, Migration, Schema};
 pub use part_file::FileError;
+pub use place::Place;
 pub use read::StreamPage;
 pub use read::{Direction, Events, MAX_LOOKED_AT, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, Page, Pages, ReadError};
 pub use safe_head::{Head, HeadReport, Holder, HolderKind, Published};
 pub use sql::{InvalidTableName, Sql, TableName};
 pub use stats::{Statistics, TypeStatistics};
-pub use store::{LogIdentity, Setup, Store, StoreError};
+pub use store::{BadSequence, LogIdentity, Setup, Store, StoreError};
 pub use stream_metadata::{StreamMetadata, StreamMetadataError};
 pub use stream_name::{InvalidStreamName, StreamName};
 pub use streams::{ListedStream, MAX_PAGE_NAMES, StreamList, StreamSummary, SummaryError};
 pub use timestamp::{InvalidTimestamp, Timestamp};
 pub use tx::{Savepoint, Tx};
 pub use values::{Record, Value, Values};
+pub use verify::{Finding, Found, Mended, Told, Verified, Verify};
 pub use wake::Wake;

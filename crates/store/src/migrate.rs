@@ -58,6 +58,12 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0005_settled.sql"),
         postgres: include_str!("../../../migrations/postgres/0005_settled.sql"),
     },
+    Migration {
+        number: 7,
+        name: "log_place",
+        sqlite: include_str!("../../../migrations/sqlite/0007_log_place.sql"),
+        postgres: include_str!("../../../migrations/postgres/0007_log_place.sql"),
+    },
 ];
 
 /// How the schema of a database stands to the program.
@@ -140,6 +146,12 @@ async fn applied(database: &Database) -> sqlx::Result<Option<Vec<(i64,)>>> {
         return Ok(None);
     }
     database.fetch_all("SELECT number FROM herald_migrations ORDER BY number", ()).await.map(Some)
+}
+
+/// Whether this migration has run; the schema must not be missing.
+pub(crate) async fn has_run(database: &Database, number: i64) -> sqlx::Result<bool> {
+    let sql = "SELECT number FROM herald_migrations WHERE number = $1";
+    Ok(database.fetch_optional::<(i64,)>(sql, (number,)).await?.is_some())
 }
 
 fn compare(applied: &[(i64,)], known: &[Migration]) -> Schema {

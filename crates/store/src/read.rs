@@ -5,6 +5,7 @@
 //! Pages are bounded by events, by bytes, and by how much is looked at to fill them.
 
 mod explain;
+mod inspect;
 mod pages;
 mod query;
 mod row;
@@ -13,6 +14,7 @@ use std::ops::Deref;
 
 use uuid::Uuid;
 
+pub(crate) use self::inspect::{Inspected, inspect};
 pub use self::pages::{Events, Pages};
 pub(crate) use self::query::category_expression;
 use self::query::{Plan, Query, Range, stream_before, stream_from};

@@ -9,8 +9,10 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use crate::append::Committer;
+use crate::arrival::{self, LogPlace, PastPlace, PlaceError};
 use crate::clock::Clock;
 use crate::database::{ConnectError, Database, DatabaseKind, Options};
+use crate::event::Position;
 use crate::migrate::{self, MigrateError, Migration, Schema};
 use crate::safe_head::{Publisher, Waited};
 use crate::sql::{Sql, TableName};
@@ -63,6 +65,10 @@ struct Inner {
     signal: Signal,
     committer: Committer,
     migrations: Vec<Migration>,
+    /// Where the log lives; none before it is set up.
+    place: Option<LogPlace>,
+    /// Why nobody should write here.
+    refusals: Vec<StoreError>,
     /// How large the events of the last page were, on average: it bounds what is asked for at once.
     bytes_per_event: AtomicUsize,
     /// Held by the one task that finds out who is appending.
@@ -75,6 +81,15 @@ struct Inner {
     listening: std::sync::Mutex<Weak<Listening>>,
     /// Deleted with the last handle.
     private_folder: Option<Arc<TempDir>>,
+}
+
+/// What was found out about a log when it was opened.
+#[derive(Default)]
+struct Found {
+    /// Its clock is set by hand.
+    is_manual: bool,
+    place: Option<LogPlace>,
+    refusals: Vec<StoreError>,
 }
 
 /// What makes this log this log.
@@ -107,15 +122,48 @@ pub enum StoreError {
     #[error(transparent)]
     Migrate(#[from] MigrateError),
     /// Positions would not be drawn in the order of time.
-    #[error("the sequence herald_positions {0}; events could be skipped, so the log is not opened")]
-    BadSequence(String),
+    #[error("the sequence herald_positions {0}; events could be skipped, so the log is not worked on")]
+    BadSequence(#[from] BadSequence),
+    /// The log is a copy, or was restored.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The database refused.
     #[error("could not read the log's state")]
     Database(#[from] sqlx::Error),
 }
 
+/// Why positions would not be drawn in the order of time.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSequence {
+    /// There is none.
+    #[error("is missing")]
+    Missing,
+    /// Sessions would draw numbers ahead.
+    #[error("caches {0} numbers; run ALTER SEQUENCE herald_positions CACHE 1")]
+    Caches(i64),
+    /// It leaves numbers out.
+    #[error("counts in steps of {0}; run ALTER SEQUENCE herald_positions INCREMENT 1")]
+    Steps(i64),
+    /// It would begin again.
+    #[error("cycles; run ALTER SEQUENCE herald_positions NO CYCLE")]
+    Cycles,
+    /// It would give out numbers that events have already.
+    #[error(
+        "is at {last}, behind position {end} of the log: was it restored? Run `herald store verify --fix`"
+    )]
+    Behind {
+        /// The last number that it gave out.
+        last: i64,
+        /// The position of the last event.
+        end: Position,
+    },
+}
+
 impl Store {
-    /// Connects. Nothing is written, so a database without a log is fine: see [`Store::schema`].
+    /// Connects, to work on a log. A database without a log is fine: see [`Store::schema`].
+    ///
+    /// Where a log is found for the first time, or was moved to, is written down; a copy whose original may still run
+    /// is refused ([`PlaceError`]). Nothing else is written.
     ///
     /// `migrations` are all that the program knows: the log's own and those of whoever else keeps rows here.
     pub async fn open(url: &str, options: &Options, migrations: &[&[Migration]]) -> Result<Self, StoreError> {
@@ -131,29 +179,50 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let database = Database::connect(url, options).await?;
         let migrations = migrations.concat();
-        let signal = Signal::new();
-        let manual = match migrate::schema(&database, &migrations).await? {
-            Schema::Missing => false,
-            Schema::Behind(_) | Schema::Current => {
-                check_sequence(&database).await?;
-                identity(&database).await?.is_some_and(|log| log.test_time.is_some())
+        let mut found = Found::default();
+        // A newer one the caller is told of by `schema`, and goes no further.
+        if let Schema::Behind(_) | Schema::Current = migrate::schema(&database, &migrations).await? {
+            check_sequence(&database).await?;
+            found.place = arrival::arrive(&database).await?;
+            found.is_manual = is_manual(&database).await?;
+        }
+        Ok(Self::assemble(database, migrations, found, private_folder.map(Arc::new)))
+    }
+
+    /// Connects, only to look: writes nothing, and refuses no log for its state. [`Store::refusals`] says why it
+    /// should not be worked on.
+    pub async fn open_to_look(
+        url: &str,
+        options: &Options,
+        migrations: &[&[Migration]],
+    ) -> Result<Self, StoreError> {
+        let database = Database::connect(url, options).await?;
+        let migrations = migrations.concat();
+        let mut found = Found::default();
+        if let Schema::Behind(_) | Schema::Current = migrate::schema(&database, &migrations).await? {
+            match check_sequence(&database).await {
+                Err(StoreError::BadSequence(bad)) => found.refusals.push(bad.into()),
+                result => result?,
             }
-            // The caller is told by `schema` and goes no further.
-            Schema::Newer(_) => false,
-        };
-        Ok(Self::assemble(database, signal, migrations, manual, private_folder.map(Arc::new)))
+            if let Some((place, refused)) = arrival::look(&database).await? {
+                found.place = Some(place);
+                found.refusals.extend(refused.map(StoreError::from));
+            }
+            found.is_manual = is_manual(&database).await?;
+        }
+        Ok(Self::assemble(database, migrations, found, None))
     }
 
     fn assemble(
         database: Database,
-        signal: Signal,
         migrations: Vec<Migration>,
-        manual: bool,
+        found: Found,
         private_folder: Option<Arc<TempDir>>,
     ) -> Self {
+        let signal = Signal::new();
         let notifier = tokio::spawn(wake::notify_others(database.clone(), signal.elsewhere()));
-        let clock = Clock::new(database.clone(), signal.clone(), manual);
-        let committer = Committer::new(&database, &signal, manual);
+        let clock = Clock::new(database.clone(), signal.clone(), found.is_manual);
+        let committer = Committer::new(&database, &signal, found.is_manual);
         let publisher = Publisher::start(&database);
         Self(Arc::new(Inner {
             database,
@@ -161,6 +230,8 @@ impl Store {
             signal,
             committer,
             migrations,
+            place: found.place,
+            refusals: found.refusals,
             bytes_per_event: AtomicUsize::new(0),
             prover: Mutex::default(),
             publisher,
@@ -185,6 +256,11 @@ impl Store {
     /// Safe to call by two processes at once, and on a log that is already there. Answers with a handle that
     /// knows the log's clock: use that one from here on.
     pub async fn set_up(&self, setup: &Setup) -> Result<(Self, usize), StoreError> {
+        if !self.0.refusals.is_empty() {
+            // Opened only to look. Not before it is at home here is anything written.
+            check_sequence(&self.0.database).await?;
+            arrival::arrive(&self.0.database).await?;
+        }
         let mut tx = self.begin().await?;
         if self.schema().await? != Schema::Current {
             // A view pins the types of the columns that it shows.
@@ -210,11 +286,35 @@ impl Store {
         tx.execute(Sql::named(view_sql(tx.kind()), &setup.view), ()).await?;
         tx.commit().await?;
         check_sequence(&self.0.database).await?;
-        let manual = self.identity().await?.is_some_and(|log| log.test_time.is_some());
-        let signal = Signal::new();
+        let found = Found {
+            is_manual: is_manual(&self.0.database).await?,
+            place: arrival::arrive(&self.0.database).await?,
+            refusals: Vec::new(),
+        };
         let (database, migrations) = (self.0.database.clone(), self.0.migrations.clone());
         let private_folder = self.0.private_folder.clone();
-        Ok((Self::assemble(database, signal, migrations, manual, private_folder), ran))
+        Ok((Self::assemble(database, migrations, found, private_folder), ran))
+    }
+
+    /// Where the log lives, as was found when it was opened; none before it is set up.
+    pub fn place(&self) -> Option<&LogPlace> {
+        self.0.place.as_ref()
+    }
+
+    /// Why this log should not be worked on, if it was opened only to look.
+    pub fn refusals(&self) -> &[StoreError] {
+        &self.0.refusals
+    }
+
+    /// Takes the place where the log is now for its home, on somebody's word that the original does not run any
+    /// more. Its epoch grows. Open the log again afterwards.
+    pub async fn adopt(&self, why: &str, who: &str) -> Result<LogPlace, StoreError> {
+        Ok(arrival::adopt(&self.0.database, why, who).await?)
+    }
+
+    /// Where the log has lived, oldest first.
+    pub async fn places(&self) -> Result<Vec<PastPlace>, StoreError> {
+        Ok(arrival::history(&self.0.database).await?)
     }
 
     /// The log's identity; none before it is set up.
@@ -282,6 +382,10 @@ impl Store {
         self.announce();
     }
 
+    pub(crate) fn migrations(&self) -> &[Migration] {
+        &self.0.migrations
+    }
+
     pub(crate) fn committer(&self) -> &Committer {
         &self.0.committer
     }
@@ -303,6 +407,11 @@ impl Store {
     }
 }
 
+/// Whether the log's clock is set by hand.
+async fn is_manual(database: &Database) -> sqlx::Result<bool> {
+    Ok(identity(database).await?.is_some_and(|log| log.test_time.is_some()))
+}
+
 async fn identity(database: &Database) -> sqlx::Result<Option<LogIdentity>> {
     let sql = "SELECT id, created_at, test_time FROM herald_log";
     let row: Option<(Uuid, Timestamp, Option<Timestamp>)> = database.fetch_optional(sql, ()).await?;
@@ -310,9 +419,8 @@ async fn identity(database: &Database) -> sqlx::Result<Option<LogIdentity>> {
 }
 
 /// The proof that no event is skipped needs positions that are drawn in the order of time (PostgreSQL).
-async fn check_sequence(database: &Database) -> Result<(), StoreError> {
+pub(crate) async fn check_sequence(database: &Database) -> Result<(), StoreError> {
     let Database::Postgres { pool, .. } = database else { return Ok(()) };
-    let bad = |what: String| Err(StoreError::BadSequence(what));
     let declared: Option<(i64, i64, bool)> = sqlx::query_as(
         "SELECT seqcache, seqincrement, seqcycle
            FROM pg_sequence
@@ -321,30 +429,23 @@ async fn check_sequence(database: &Database) -> Result<(), StoreError> {
     .fetch_optional(pool)
     .await?;
     match declared {
-        None => return bad("is missing".to_owned()),
-        Some((cache, ..)) if cache != 1 => {
-            return bad(format!("caches {cache} numbers; run ALTER SEQUENCE herald_positions CACHE 1"));
-        }
-        Some((_, increment, _)) if increment != 1 => {
-            return bad(format!(
-                "counts in steps of {increment}; run ALTER SEQUENCE herald_positions INCREMENT 1"
-            ));
-        }
-        Some((.., true)) => return bad("cycles; run ALTER SEQUENCE herald_positions NO CYCLE".to_owned()),
+        None => return Err(BadSequence::Missing.into()),
+        Some((cache, ..)) if cache != 1 => return Err(BadSequence::Caches(cache).into()),
+        Some((_, increment, _)) if increment != 1 => return Err(BadSequence::Steps(increment).into()),
+        Some((.., true)) => return Err(BadSequence::Cycles.into()),
         Some(_) => {}
     }
-    // What was set but not yet given out does not count as the last number.
-    let (last, top): (i64, i64) = sqlx::query_as(
-        "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END,
-                coalesce((SELECT max(position) FROM herald_events), 0)
-           FROM herald_positions",
+    // What was set but not yet given out does not count as the last number. The rows are read before the sequence: a
+    // position that is drawn in between must not look as if it were ahead.
+    let end: (Position,) =
+        sqlx::query_as("SELECT coalesce(max(position), 0) FROM herald_events").fetch_one(pool).await?;
+    let last: (i64,) = sqlx::query_as(
+        "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM herald_positions",
     )
     .fetch_one(pool)
     .await?;
-    if last < top {
-        return bad(format!("is at {last}, behind position {top} of the log: was it restored?"));
-    }
-    Ok(())
+    let ((end,), (last,)) = (end, last);
+    if last < end.0 { Err(BadSequence::Behind { last, end }.into()) } else { Ok(()) }
 }
 
 /// The log as the Neos-style event table shows it.

@@ -137,7 +137,14 @@ impl Encode<'_, Postgres> for Timestamp {
 impl<'r> Decode<'r, Postgres> for Timestamp {
     fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
         match value.format() {
-            PgValueFormat::Binary => Ok(Self(<i64 as Decode<Postgres>>::decode(value)? + POSTGRES_EPOCH_US)),
+            // Its two infinities are the ends of the range.
+            PgValueFormat::Binary => match <i64 as Decode<Postgres>>::decode(value)? {
+                i64::MIN => Err("-infinity is no instant".into()),
+                micros => micros
+                    .checked_add(POSTGRES_EPOCH_US)
+                    .map(Self)
+                    .ok_or_else(|| "infinity is no instant".into()),
+            },
             PgValueFormat::Text => Ok(Self(value.as_str()?.parse::<jiff::Timestamp>()?.as_microsecond())),
         }
     }

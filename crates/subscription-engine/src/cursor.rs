@@ -23,11 +23,13 @@ pub(crate) struct Cursor {
     to: Position,
     /// Since when there is something to write down.
     since: Option<Instant>,
+    /// Where it stands was compared with the log.
+    pub(crate) is_checked: bool,
 }
 
 impl Cursor {
     pub(crate) fn new() -> Self {
-        Self { from: Position::START, to: Position::START, since: None }
+        Self { from: Position::START, to: Position::START, since: None, is_checked: false }
     }
 
     /// Where to read on.
@@ -53,6 +55,6 @@ impl Cursor {
 
     /// Everything up to here is stored.
     pub(crate) fn stored(&mut self, to: Position) {
-        *self = Self { from: to, to, since: None };
+        *self = Self { from: to, to, since: None, is_checked: self.is_checked };
     }
 }

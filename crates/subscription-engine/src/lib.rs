@@ -5,6 +5,7 @@
 //! events, handled in one transaction that also moves the position. A [`Worker`] does so for ever. This
 //! crate knows no concrete subscriber, no network and no notification.
 
+mod checkpoint;
 mod clock;
 mod context;
 mod cursor;
@@ -21,6 +22,7 @@ mod unit;
 mod worker;
 mod worker_row;
 
+pub use checkpoint::{BadCheckpoint, Stray};
 pub use clock::ClockAdvanceError;
 pub use context::{Cause, Context, ContextError, LoadedStream, PastEvent};
 pub use engine::{

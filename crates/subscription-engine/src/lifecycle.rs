@@ -10,7 +10,7 @@ use crate::records::{self, Claim, Session};
 use crate::retry::RetryStrategy;
 use crate::subscriber::{BoxError, Registered, RunMode};
 use crate::subscription::{Failure, Resume, State, Subscription, Transition, next};
-use crate::unit::{self, Unit, bounded};
+use crate::unit::{self, FailsAt, Unit, bounded};
 use crate::worker_row::WorkerRow;
 
 impl Engine {
@@ -62,7 +62,9 @@ impl Engine {
             Err(broken) => {
                 let error = broken.roll_back().await;
                 return Ok(
-                    match unit::fail(self, &registered.definition.retry, seen, None, &*error).await? {
+                    match unit::fail(self, &registered.definition.retry, seen, FailsAt::Nowhere, &*error)
+                        .await?
+                    {
                         Unit::Failed(failure) => Outcome::Failed { failure },
                         _ => Outcome::Busy,
                     },
@@ -90,7 +92,7 @@ impl Engine {
             return Ok(no_code(seen));
         }
         let error = BoxError::from(format!("this program has no subscriber {:?}", seen.id));
-        Ok(match unit::fail(self, &RetryStrategy::default(), seen, None, &*error).await? {
+        Ok(match unit::fail(self, &RetryStrategy::default(), seen, FailsAt::Nowhere, &*error).await? {
             Unit::Failed(failure) => Outcome::Failed { failure },
             _ => Outcome::Busy,
         })
@@ -142,6 +144,8 @@ impl Engine {
             let needs_code = *transition == Transition::Reactivate;
             let outcome = if needs_code && self.registered(&subscription.id).is_none() {
                 no_code(&subscription)
+            } else if needs_code && let Some(bad) = self.bad_checkpoint_of(&subscription.id).await? {
+                Outcome::Refused { why: bad.to_string() }
             } else {
                 self.change(&subscription.id, transition.clone(), why).await?
             };

@@ -3,9 +3,17 @@
 use store::Migration;
 
 /// The migrations of the subscription engine.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    number: 2,
-    name: "subscriptions",
-    sqlite: include_str!("../../../migrations/sqlite/0002_subscriptions.sql"),
-    postgres: include_str!("../../../migrations/postgres/0002_subscriptions.sql"),
-}];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        number: 2,
+        name: "subscriptions",
+        sqlite: include_str!("../../../migrations/sqlite/0002_subscriptions.sql"),
+        postgres: include_str!("../../../migrations/postgres/0002_subscriptions.sql"),
+    },
+    Migration {
+        number: 8,
+        name: "checkpoint_event",
+        sqlite: include_str!("../../../migrations/sqlite/0008_checkpoint_event.sql"),
+        postgres: include_str!("../../../migrations/postgres/0008_checkpoint_event.sql"),
+    },
+];

@@ -3,16 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use store::{Position, ReadError, Timestamp, messages};
+use store::{Position, Timestamp};
 
 use crate::context::unchanged;
 use crate::cursor::Cursor;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::lifecycle::{Hook, no_code};
 use crate::records::{self, Claim};
+use crate::retry::RetryStrategy;
 use crate::subscriber::{Kind, RunMode};
 use crate::subscription::{Failure, Resume, State, Status, Subscription, Transition, next};
-use crate::unit::{self, Unit};
+use crate::unit::{self, FailsAt, Unit};
 
 /// What a step came to.
 #[derive(Debug)]
@@ -94,13 +95,7 @@ impl Engine {
             if !in_work {
                 continue;
             }
-            let outcome = match self.move_one(&subscription.id, status, limit).await {
-                // An event that cannot be read stops those who want it, and nobody else.
-                Err(error @ EngineError::Read(ReadError::BadRow { .. })) => {
-                    Some(Outcome::Waiting { why: messages(&error).join(": ") })
-                }
-                outcome => outcome?,
-            };
+            let outcome = self.move_one(&subscription.id, status, limit).await?;
             report.extend(outcome.map(|outcome| (subscription.id, outcome)));
         }
         Ok(report)
@@ -202,6 +197,14 @@ impl Engine {
         limit: usize,
     ) -> Result<Step, EngineError> {
         let Some(registered) = self.registered(&seen.id) else { return Ok(Step::Idle(None)) };
+        if !cursor.is_checked {
+            if let Some(bad) = self.bad_checkpoint_of(&seen.id).await? {
+                // Trying again mends nothing: a person has to decide.
+                let stopped = unit::fail(self, &RetryStrategy::None, seen, FailsAt::Nowhere, &bad).await?;
+                return Ok(if matches!(stopped, Unit::Busy) { Step::Busy } else { Step::Changed });
+            }
+            cursor.is_checked = true;
+        }
         let limit = limit.min(self.settings().unit_events);
         match unit::run(self, registered, seen, cursor.read_from(seen), limit).await? {
             Unit::Moved { events, to } => {

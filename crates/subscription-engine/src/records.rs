@@ -216,6 +216,9 @@ pub(crate) async fn insert(tx: &mut Tx, subscription: &Subscription, who: &str) 
 }
 
 /// Writes a claimed row back after a transition, with a line of history.
+///
+/// A position that moves takes the event at which it stands with it; one that stays keeps the event at which it
+/// stood, so that what does not fit the log (`checkpoint.rs`) is not made to fit by the way.
 pub(crate) async fn save(
     tx: &mut Tx,
     subscription: &Subscription,
@@ -234,7 +237,11 @@ pub(crate) async fn save(
     tx.execute(
         "UPDATE herald_subscriptions
             SET status = $2, resume = $3, position = $4, error = $5, attempt = $6, failing_position = $7,
-                next_retry_at = $8, clean_up = $9, changed_at = $10
+                next_retry_at = $8, clean_up = $9, changed_at = $10,
+                position_event_at = CASE WHEN position = $4 THEN position_event_at ELSE $4 END,
+                position_event_id = CASE WHEN position = $4 THEN position_event_id
+                                         ELSE (SELECT id FROM herald_events
+                                                WHERE position <= $4 ORDER BY position DESC LIMIT 1) END
           WHERE id = $1",
         (
             subscription.id.as_str(),
@@ -264,7 +271,9 @@ pub(crate) async fn advance(
     let moved = tx
         .execute(
             "UPDATE herald_subscriptions
-                SET position = $2, attempt = $3, failing_position = $4
+                SET position = $2, attempt = $3, failing_position = $4, position_event_at = $2,
+                    position_event_id = (SELECT id FROM herald_events
+                                          WHERE position <= $2 ORDER BY position DESC LIMIT 1)
               WHERE id = $1 AND status = $5 AND COALESCE(position, 0) = $6",
             (
                 seen.id.as_str(),

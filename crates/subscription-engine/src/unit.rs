@@ -9,7 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use store::{Event, Fault, Position, messages, refuse_appends};
+use store::{Event, Fault, Position, ReadError, messages, refuse_appends};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -61,7 +61,15 @@ pub(crate) async fn run(
 ) -> Result<Unit, EngineError> {
     // What failed before is tried alone: everything else in the page would be done in vain.
     let limit = if seen.failing_position.is_some() { 1 } else { limit };
-    let page = engine.store().read(&registered.definition.filter, from, limit).await?;
+    let page = match engine.store().read(&registered.definition.filter, from, limit).await {
+        Ok(page) => page,
+        // The next event that it wants: it fails there, and nobody else does.
+        Err(error @ ReadError::BadRow { position, .. }) => {
+            let at = FailsAt::Row(position);
+            return fail(engine, &registered.definition.retry, seen, at, &error).await;
+        }
+        Err(error) => return Err(error.into()),
+    };
     let events = &page.events;
     if events.is_empty() {
         let scanned_to = page.scanned_to;
@@ -80,7 +88,8 @@ pub(crate) async fn run(
             }
             Part::Failed(_) if part[0].position != part[part.len() - 1].position => size = part.len() / 2,
             Part::Failed(error) => {
-                return fail(engine, &registered.definition.retry, &seen, Some(&part[0]), &*error).await;
+                let at = FailsAt::Event(&part[0]);
+                return fail(engine, &registered.definition.retry, &seen, at, &*error).await;
             }
             Part::Busy if done == 0 => return Ok(Unit::Busy),
             Part::Stalled(why) if done == 0 => return Ok(Unit::Stalled { why }),
@@ -273,16 +282,44 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
+/// Where a subscription fails.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FailsAt<'a> {
+    /// At no event.
+    Nowhere,
+    /// At an event that was read.
+    Event(&'a Event),
+    /// At one that cannot be read.
+    Row(Position),
+}
+
+impl<'a> FailsAt<'a> {
+    fn event(self) -> Option<&'a Event> {
+        match self {
+            Self::Event(event) => Some(event),
+            Self::Nowhere | Self::Row(_) => None,
+        }
+    }
+
+    fn position(self) -> Option<Position> {
+        match self {
+            Self::Nowhere => None,
+            Self::Event(event) => Some(event.position),
+            Self::Row(position) => Some(position),
+        }
+    }
+}
+
 /// Records a failure, unless somebody changed the subscription meanwhile.
 pub(crate) async fn fail(
     engine: &Engine,
     retry: &RetryStrategy,
     seen: &Subscription,
-    event: Option<&Event>,
+    at: FailsAt<'_>,
     error: &(dyn std::error::Error + Send + Sync + 'static),
 ) -> Result<Unit, EngineError> {
     let now = engine.store().clock().now().await?;
-    let failure = Failure::new(error, event, now);
+    let failure = Failure::new(error, at.event(), now);
     let mut tx = engine.store().begin().await?;
     // Patiently: the connection of a handler that was cut short may not be closed yet.
     let mut subscription = match records::claim_patiently(&mut tx, &seen.id).await? {
@@ -292,7 +329,7 @@ pub(crate) async fn fail(
             return Ok(Unit::Busy);
         }
     };
-    let position = event.map(|event| event.position);
+    let position = at.position();
     // Everything before the failing event is handled or not wanted.
     let before = position.map_or(Position::START, |position| Position(position.0 - 1));
     if before > subscription.read_from() {
@@ -312,7 +349,7 @@ pub(crate) async fn fail(
     records::save(&mut tx, &subscription, from, &why, engine.who()).await?;
     tx.commit().await?;
     engine.store().announce();
-    let fields = (failure.event.as_ref().map(|event| event.position.0), subscription.attempt);
+    let fields = (position.map(|position| position.0), subscription.attempt);
     match next_retry {
         Some(at) => tracing::warn!(
             subscription = seen.id,

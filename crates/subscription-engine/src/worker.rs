@@ -165,6 +165,7 @@ async fn follow(engine: Engine, id: String, stopping: watch::Receiver<bool>) {
             Ok(Step::Busy) => wake.wait(BUSY_PAUSE).await,
             Ok(Step::Stalled(why)) => {
                 tracing::warn!(subscription = id, "{id} is stalled: {why}; trying again in {back_off:?}");
+                cursor.is_checked = false;
                 stopped_within(back_off, stopping.clone()).await;
                 back_off = (back_off * 2).min(LONGEST_BACK_OFF);
             }
@@ -174,6 +175,8 @@ async fn follow(engine: Engine, id: String, stopping: watch::Receiver<bool>) {
                     subscription = id,
                     "{id} could not go on: {why}; trying again in {back_off:?}"
                 );
+                // The database may have been restored meanwhile.
+                cursor.is_checked = false;
                 stopped_within(back_off, stopping.clone()).await;
                 back_off = (back_off * 2).min(LONGEST_BACK_OFF);
             }

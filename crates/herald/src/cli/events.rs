@@ -103,11 +103,13 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
     match command {
         // Opens a store by itself: it makes one where there is none.
         Command::Append(arguments) => append::run(config, global, arguments).await?,
-        Command::Stats(arguments) => stats::run(&App::open(config).await?, global, &arguments).await?,
+        Command::Stats(arguments) => {
+            stats::run(&App::open_to_look(config).await?, global, &arguments).await?
+        }
         Command::List(arguments) => list::run(config, global, arguments).await?,
         Command::Tail(arguments) => return tail::run(config, global, arguments).await,
         Command::Show { event } => {
-            let row = Row::from(find(&App::open(config).await?, &event).await?);
+            let row = Row::from(find(&App::open_to_look(config).await?, &event).await?);
             if global.output.is_json() {
                 json("herald.events.show/1", &row)?;
             } else {

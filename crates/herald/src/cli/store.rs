@@ -1,15 +1,17 @@
 //! `herald store` (`eventstore`): the event store itself.
 
+mod adopt;
 mod backup;
 mod exchange;
 mod head;
 mod schema;
+mod verify;
 
 use ::store::{Schema, Timestamp};
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::app::{App, EVENT_TABLE, STORE_ID, connect};
+use crate::app::{App, EVENT_TABLE, STORE_ID, connect, connect_to_look, warn_of};
 use crate::cli::{Global, parse_time};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
@@ -70,7 +72,15 @@ pub(crate) enum Command {
         /// The file, which must not be there yet
         file: String,
     },
+    /// Look whether the log is as it should be: every event, every stream, every checkpoint
+    #[command(after_help = verify::HELP)]
+    Verify(verify::Arguments),
+    /// Take the place where the event store is now for its home: after a restore, or on a copy
+    #[command(after_help = adopt::HELP)]
+    Adopt,
 }
+
+pub(crate) use verify::verify;
 
 /// As wide as the tutorial's terminal.
 const RULE: usize = 79;
@@ -89,6 +99,26 @@ struct Status {
     username: Option<String>,
     table: &'static str,
     exists: bool,
+    /// How often it has changed its place.
+    epoch: Option<String>,
+    /// Where it has lived.
+    places: Vec<PastPlace>,
+}
+
+#[derive(Serialize)]
+struct PastPlace {
+    epoch: String,
+    place: ::store::Place,
+    since: Timestamp,
+    why: String,
+    who: String,
+}
+
+impl From<::store::PastPlace> for PastPlace {
+    fn from(past: ::store::PastPlace) -> Self {
+        let ::store::PastPlace { epoch, place, since, why, who } = past;
+        Self { epoch: epoch.to_string(), place, since, why, who }
+    }
 }
 
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
@@ -114,17 +144,27 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         Command::Export(arguments) => exchange::export(config, global, arguments).await,
         Command::Import(arguments) => exchange::import(config, global, arguments).await,
         Command::Backup { file } => backup::backup(config, global, &file).await,
+        Command::Verify(arguments) => verify::run(config, global, arguments).await,
+        Command::Adopt => adopt::run(config, global).await,
     }
 }
 
 async fn status(config: &Config, global: &Global) -> Result<(), Exit> {
     let file = config.url.strip_prefix("sqlite:").map(|file| file.trim_start_matches("//"));
-    let (target, schema, missing) = match connect(config, false).await {
-        Ok(store) => (store.database().target(), store.schema().await?, store.missing_migrations().await?),
+    let mut places = Vec::new();
+    let (target, schema, missing, epoch) = match connect_to_look(config).await {
+        Ok(store) => {
+            warn_of(&store);
+            let epoch = store.place().and_then(|place| place.epoch);
+            if epoch.is_some() && global.output.is_json() {
+                places = store.places().await?;
+            }
+            (store.database().target(), store.schema().await?, store.missing_migrations().await?, epoch)
+        }
         // A file that is not there yet is no failure: it is what this command is asked about.
         Err(exit) if exit.code == Code::NotFound && file.is_some() => {
             let database = file.unwrap_or_default().to_owned();
-            (::store::Target { database, ..Default::default() }, Schema::Missing, Vec::new())
+            (::store::Target { database, ..Default::default() }, Schema::Missing, Vec::new(), None)
         }
         Err(exit) => return Err(exit),
     };
@@ -137,6 +177,8 @@ async fn status(config: &Config, global: &Global) -> Result<(), Exit> {
         username: target.user,
         table: EVENT_TABLE,
         exists: schema != Schema::Missing,
+        epoch: epoch.map(|epoch| epoch.to_string()),
+        places: places.into_iter().map(PastPlace::from).collect(),
     };
     if global.output.is_json() {
         return json("herald.store.status/1", &[status]);

@@ -103,7 +103,8 @@ impl From<ListedStream> for Listed {
 }
 
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
-    let app = App::open(config).await?;
+    let writes = matches!(&command, Command::Metadata { set, clear, .. } if *clear || set.is_some());
+    let app = if writes { App::open(config).await? } else { App::open_to_look(config).await? };
     match command {
         Command::List { category, page } => streams(&app, global, category, page).await,
         Command::Categories(page) => categories(&app, global, page).await,

@@ -2,14 +2,13 @@
 
 mod show;
 
-use std::io::{BufRead, IsTerminal};
-
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use store::Timestamp;
 use subscription_engine::{Criteria, Outcome, Overview, Report, State, Status};
 
 use crate::app::App;
+use crate::cli::confirm::confirm;
 use crate::cli::{Global, code_of};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
@@ -107,7 +106,10 @@ impl Steering {
 }
 
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
-    let app = App::open(config).await?;
+    let app = match command {
+        Command::List(_) | Command::Show { .. } => App::open_to_look(config).await?,
+        _ => App::open(config).await?,
+    };
     let engine = &app.engine;
     let reason = |verb: &str| global.reason.clone().unwrap_or_else(|| format!("{verb} by {}", config.who));
     let result = match command {
@@ -240,6 +242,9 @@ fn what_to_know(overview: &Overview, now: Timestamp) -> String {
             duration(at.since(now)),
             failure.message()
         ),
+        State::Error { failure, next_retry: None, .. } if overview.subscription.attempt == 0 => {
+            format!("stopped: {}", failure.message())
+        }
         State::Error { failure, next_retry: None, .. } => {
             format!("gave up after {} attempts: {}", overview.subscription.attempt, failure.message())
         }
@@ -347,15 +352,5 @@ async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Res
     }
     let ids: Vec<&str> = overviews.iter().map(|overview| overview.subscription.id.as_str()).collect();
     let what = format!("removing {} {}", ids.join(", "), consequences.join("; "));
-    let input = std::io::stdin();
-    if !input.is_terminal() {
-        return Err(Exit::new(Code::Usage, format!("{what}, and needs confirmation")).with_hint("add --yes"));
-    }
-    note(&format!("{what}. Continue? [y/N]"));
-    let mut answer = String::new();
-    input.lock().read_line(&mut answer)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Exit::new(Code::Usage, "not confirmed; nothing was removed")),
-    }
+    confirm(global, &what)
 }

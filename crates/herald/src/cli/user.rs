@@ -123,7 +123,7 @@ fn checked(user: &str) -> Result<UserId, Exit> {
 
 async fn inbox(config: &Config, global: &Global, user: &str, skip: i64) -> Result<(), Exit> {
     let user_id = checked(user)?;
-    let app = App::open(config).await?;
+    let app = App::open_to_look(config).await?;
     let inbox = Inbox::new(app.store.clone());
     let count = match inbox.count(user_id.as_str()).await {
         Err(error) if Fault::of(&error) == Fault::Other => {

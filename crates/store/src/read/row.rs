@@ -51,8 +51,9 @@ pub(super) struct Rows {
 }
 
 /// A row of one of the drivers.
-trait Row {
+pub(super) trait Row {
     fn integer(&self, column: usize) -> Result<i64, BoxError>;
+    fn optional_integer(&self, column: usize) -> Result<Option<i64>, BoxError>;
     fn text(&self, column: usize) -> Result<&str, BoxError>;
     fn optional_text(&self, column: usize) -> Result<Option<&str>, BoxError>;
     fn uuid(&self, column: usize) -> Result<Uuid, BoxError>;
@@ -142,7 +143,7 @@ pub(super) async fn fetch_lines(database: &Database, query: Query) -> sqlx::Resu
     }
 }
 
-fn arguments<'q, A>(query: &Query) -> sqlx::Result<A>
+pub(super) fn arguments<'q, A>(query: &Query) -> sqlx::Result<A>
 where
     A: Arguments + Default,
     i64: Encode<'q, A::Database> + Type<A::Database>,
@@ -201,7 +202,7 @@ impl Rows {
     }
 }
 
-fn event<R: Row>(row: &R, position: Position) -> Result<Event, BoxError> {
+pub(super) fn event<R: Row>(row: &R, position: Position) -> Result<Event, BoxError> {
     Ok(Event {
         position,
         stream: StreamName::new(row.text(1)?)?,
@@ -220,6 +221,10 @@ macro_rules! sqlx_row {
     ($row:ty) => {
         impl Row for $row {
             fn integer(&self, column: usize) -> Result<i64, BoxError> {
+                Ok(self.try_get(column)?)
+            }
+
+            fn optional_integer(&self, column: usize) -> Result<Option<i64>, BoxError> {
                 Ok(self.try_get(column)?)
             }
 
@@ -252,6 +257,10 @@ sqlx_row!(SqliteRow);
 impl Row for rusqlite::Row<'_> {
     fn integer(&self, column: usize) -> Result<i64, BoxError> {
         Ok(self.get_ref(column)?.as_i64()?)
+    }
+
+    fn optional_integer(&self, column: usize) -> Result<Option<i64>, BoxError> {
+        Ok(self.get_ref(column)?.as_i64_or_null()?)
     }
 
     fn text(&self, column: usize) -> Result<&str, BoxError> {

@@ -48,7 +48,7 @@ pub(super) async fn run(config: &Config, global: &Global, arguments: List) -> Re
 /// The rows, and where the next page begins unless this was the last one.
 async fn select(config: &Config, arguments: List) -> Result<(Vec<Row>, Option<Position>), Exit> {
     let filter = arguments.selection.filter()?;
-    let app = App::open(config).await?;
+    let app = App::open_to_look(config).await?;
     let limit = usize::from(arguments.limit);
     let mut after = Position(arguments.after);
     let mut before = arguments.before.map(Position);

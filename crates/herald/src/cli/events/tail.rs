@@ -55,7 +55,7 @@ pub(super) async fn run(config: &Config, global: &Global, arguments: Tail) -> Re
     let filter = arguments.selection.filter()?;
     let mut signals = Signals::new(false)?;
     let app = tokio::select! {
-        app = App::open(config) => app?,
+        app = App::open_to_look(config) => app?,
         code = signals.next() => return Ok(code),
     };
     let (output, no_header) = (global.output, global.no_header);

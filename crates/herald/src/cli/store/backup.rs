@@ -6,14 +6,14 @@ use ::store::{BackupError, DatabaseKind, DumpError, messages};
 use serde_json::json as value;
 
 use super::exchange::code_of_file;
-use crate::app::connect;
+use crate::app::connect_to_look;
 use crate::cli::Global;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::output::{json, line, note};
 
 pub(super) async fn backup(config: &Config, global: &Global, file: &str) -> Result<(), Exit> {
-    let store = connect(config, false).await?;
+    let store = connect_to_look(config).await?;
     let database = store.database().target().database;
     let backup = store.back_up(Path::new(file)).await;
     store.close().await;

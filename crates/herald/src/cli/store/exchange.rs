@@ -46,7 +46,7 @@ const READ_AHEAD: usize = 256 * 1024;
 pub(super) async fn export(config: &Config, global: &Global, arguments: Export) -> Result<(), Exit> {
     let after = arguments.after.map(Position);
     if arguments.file != PIPE {
-        let app = App::open(config).await?;
+        let app = App::open_to_look(config).await?;
         let file = Path::new(&arguments.file);
         let exported = app.store.export_file(file, after, arguments.resume, shown(global, "exported")).await;
         app.store.close().await;
@@ -60,7 +60,7 @@ pub(super) async fn export(config: &Config, global: &Global, arguments: Export) 
         return Err(Exit::new(Code::Usage, "an export is not for the screen")
             .with_hint("pipe it: herald store export - | zstd > log.jsonl.zst"));
     }
-    let app = App::open(config).await?;
+    let app = App::open_to_look(config).await?;
     let after = after.unwrap_or(Position::START);
     let exported = app.store.export(tokio::io::stdout(), after, shown(global, "exported")).await;
     app.store.close().await;

@@ -13,7 +13,7 @@ use crate::output::{duration, json, line, list, note};
 const QUERY_CHARACTERS: usize = 60;
 
 pub(super) async fn run(config: &Config, global: &Global) -> Result<(), Exit> {
-    let app = App::open(config).await?;
+    let app = App::open_to_look(config).await?;
     let report = app.store.explain_head().await?;
     let is_sqlite = report.published.is_none();
     app.store.close().await;

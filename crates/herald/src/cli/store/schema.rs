@@ -75,7 +75,7 @@ pub(super) async fn assert(config: &Config, global: &Global) -> Result<(), Exit>
 
 /// How the schema stands and what it lacks, without making anything.
 async fn look(config: &Config) -> Result<(Schema, Vec<Migration>), Exit> {
-    match connect(config, false).await {
+    match connect_to_look(config).await {
         Ok(store) => {
             let result = (store.schema().await?, store.missing_migrations().await?);
             store.close().await;

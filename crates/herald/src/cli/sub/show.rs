@@ -108,7 +108,12 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
 fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -> Shown<'a> {
     let subscription = &overview.subscription;
     let (failure, next_retry) = match &subscription.state {
-        State::Error { failure, next_retry, .. } => (Some(Failed::from(failure)), *next_retry),
+        State::Error { failure, next_retry, .. } => {
+            let mut failed = Failed::from(failure);
+            // Where the event could not even be read, its position is all that is known.
+            failed.position = subscription.failing_position.map(|position| position.to_string());
+            (Some(failed), *next_retry)
+        }
         _ => (None, None),
     };
     let past = |line: &'a HistoryLine| Past {
@@ -185,8 +190,10 @@ fn next(overview: &Overview) -> Vec<String> {
     match &overview.subscription.state {
         State::Error { failure, .. } => {
             let mut commands = Vec::new();
-            if let Some(event) = &failure.event {
-                commands.push(format!("herald events show {}", event.position));
+            match (&failure.event, overview.subscription.failing_position) {
+                (Some(event), _) => commands.push(format!("herald events show {}", event.position)),
+                (None, Some(position)) => commands.push(format!("herald store verify --from {position}")),
+                (None, None) => {}
             }
             commands.push(format!("herald sub reactivate {id}        (after a fix)"));
             commands.push(format!("herald sub pause {id}        (to leave it alone)"));
