@@ -4,7 +4,7 @@ use ::store::{Migration, Schema, Timestamp};
 use serde_json::json as value;
 
 use super::asks_for_test_clock;
-use crate::app::{App, MIGRATIONS, connect, newer};
+use crate::app::{App, MIGRATIONS, connect, connect_to_look, newer};
 use crate::cli::Global;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
