@@ -19,6 +19,7 @@ mod events_cli;
 mod faults;
 mod filters;
 mod given;
+mod group_commit;
 mod hostile;
 mod interleavings;
 mod matcher;
