@@ -16,6 +16,8 @@ const SPAN: Duration = Duration::from_millis(700);
 const THINK: Duration = Duration::from_millis(2);
 /// Who waits for a stranger waits for ever.
 const DELAY_BOUND: Duration = Duration::from_secs(10);
+/// So often a mutant may try to get away.
+const RUNS_OF_A_MUTANT: usize = 10;
 
 /// Disturbs each way to append, in a log of its own.
 async fn all_is_well(disturbance: Disturbance, server: Option<&str>, cluster: Option<&Cluster>) {
@@ -127,13 +129,18 @@ async fn s09_one_appender_and_sixty_four() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s09_mutant_append_that_takes_the_lock_after_the_draw_does_not_pass() {
     let name = "s09_mutant_append_that_takes_the_lock_after_the_draw_does_not_pass";
-    let Some(database) = TestDatabase::postgres(name).await else { return };
-    database.store().await;
-    take_lock_after_draw(&database).await;
-
-    let violations = disturb(&plan(Disturbance::Nothing, Way::Raw), database, None).await;
-
-    assert!(violations.iter().any(|violation| violation.contains("lost")), "{violations:?}");
+    let mut violations = Vec::new();
+    // Mostly the first run tells; a machine that is very busy appends too little to lose much.
+    for _ in 0..RUNS_OF_A_MUTANT {
+        let Some(database) = TestDatabase::postgres(name).await else { return };
+        database.store().await;
+        take_lock_after_draw(&database).await;
+        violations = disturb(&plan(Disturbance::Nothing, Way::Raw), database, None).await;
+        if violations.iter().any(|violation| violation.contains("lost")) {
+            return;
+        }
+    }
+    panic!("not caught: {violations:?}");
 }
 
 /// And a reader that waits for a stranger, since an appender does.

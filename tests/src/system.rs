@@ -25,6 +25,7 @@ mod faults;
 mod filters;
 mod follow;
 mod given;
+mod group_commit;
 mod hostile;
 mod interleavings;
 mod matcher;

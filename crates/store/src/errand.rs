@@ -43,7 +43,8 @@ impl Errand {
                 return;
             };
             if !now.is_stopped {
-                tokio::time::sleep(pause).await;
+                // Who closes does not wait for company.
+                let _ = tokio::time::timeout(pause, changes.wait_for(|state| state.is_stopped)).await;
             }
             let mut is_wanted = false;
             self.0.send_if_modified(|state| {

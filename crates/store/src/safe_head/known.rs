@@ -48,14 +48,12 @@ impl Known {
         Floor { run: state.run, settled: state.settled }
     }
 
-    /// Notes that everything up to here is settled; says whether the run in which that was found still goes on.
-    pub(crate) fn raise(&self, run: Run, to: Position) -> bool {
+    /// Notes that everything up to here is settled, if the run in which that was found still goes on.
+    pub(crate) fn raise(&self, run: Run, to: Position) {
         let mut state = self.lock();
-        let goes_on = state.run == run;
-        if goes_on {
+        if state.run == run {
             state.settled = state.settled.max(to);
         }
-        goes_on
     }
 
     pub(crate) fn note_published(&self, run: Run, position: Position) {
@@ -150,7 +148,7 @@ mod tests {
     fn s09_a_new_run_begins_with_what_is_published() {
         let known = Known::default();
         let first = found(&known, "a", 3);
-        assert!(known.raise(first, Position(10)));
+        known.raise(first, Position(10));
         known.note_seen(first, Position(12));
         assert_eq!(found(&known, "a", 4), first);
         assert_eq!(known.floor().settled, Position(10));
@@ -160,7 +158,7 @@ mod tests {
         assert_ne!(second, first);
         assert_eq!((known.floor().settled, known.seen(second)), (Position(4), Some(Position(4))));
         // What was under way proves nothing of the new run.
-        assert!(!known.raise(first, Position(12)));
+        known.raise(first, Position(12));
         known.note_seen(first, Position(12));
         known.note_published(first, Position(12));
         assert_eq!((known.floor().settled, known.seen(first)), (Position(4), None));

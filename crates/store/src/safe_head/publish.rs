@@ -24,7 +24,7 @@ use crate::tx::Tx;
 /// What is found out within this time is published at once: it is one small write, however much was read.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
 /// Steps of 10,000 positions that are published at once; a log that never was published takes many.
-const STEPS_AT_ONCE: usize = 20;
+const STEPS_AT_ONCE: usize = 5;
 /// How often a listening process looks for something to publish although nobody told it of a commit.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
