@@ -14,7 +14,7 @@ fn positions(events: &[Event]) -> Vec<i64> {
 }
 
 /// Reads forwards to the end, and says how many pages that took.
-async fn forwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
+pub(crate) async fn forwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
     let (mut events, mut after) = (Vec::new(), Position::START);
     loop {
         let page = store.read(filter, after, limit).await.unwrap();
@@ -29,7 +29,7 @@ async fn forwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
 }
 
 /// Reads backwards to the beginning.
-async fn backwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
+pub(crate) async fn backwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
     let (mut events, mut before) = (Vec::new(), None);
     loop {
         let page = store.read_backwards(filter, before, limit).await.unwrap();
@@ -43,7 +43,7 @@ async fn backwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
 
 /// Writes `count` events at once, past the append: of the types `common` and, each `rare_each`-th, `rare-0` to
 /// `rare-9`, in as many categories and correlations.
-async fn fill(store: &Store, count: i64, rare_each: i64) {
+pub(crate) async fn fill(store: &Store, count: i64, rare_each: i64) {
     let mut tx = store.begin().await.unwrap();
     let insert = match tx.connection() {
         Connection::Sqlite(_) => {

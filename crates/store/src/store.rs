@@ -15,11 +15,18 @@ use crate::migrate::{self, MigrateError, Migration, Schema};
 use crate::sql::{Sql, TableName};
 use crate::timestamp::Timestamp;
 use crate::tx::Tx;
+use crate::upcast::Upcasters;
 use crate::wake::{self, Signal, Wake};
 
 /// A log. Clones are handles to the same one.
 #[derive(Clone, Debug)]
-pub struct Store(Arc<Inner>);
+pub struct Store(Arc<Inner>, Plugins);
+
+/// What a program plugs into its handle of the log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plugins {
+    pub(crate) upcasters: Option<Arc<Upcasters>>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -101,7 +108,7 @@ impl Store {
         let notifier = tokio::spawn(wake::notify_others(database.clone(), signal.elsewhere()));
         let clock = Clock::new(database.clone(), signal.clone(), manual);
         let committer = Committer::new(&database, &signal, manual);
-        Self(Arc::new(Inner {
+        let inner = Inner {
             database,
             clock,
             signal,
@@ -112,7 +119,8 @@ impl Store {
             bytes_per_event: AtomicUsize::new(0),
             prover: Mutex::new(()),
             notifier: Mutex::new(Some(notifier)),
-        }))
+        };
+        Self(Arc::new(inner), Plugins::default())
     }
 
     /// How the schema stands.
@@ -152,7 +160,9 @@ impl Store {
         check_sequence(&self.0.database).await?;
         let manual = self.identity().await?.is_some_and(|log| log.test_time.is_some());
         let signal = Signal::new();
-        Ok((Self::assemble(self.0.database.clone(), signal, self.0.migrations.clone(), manual), ran))
+        let mut store = Self::assemble(self.0.database.clone(), signal, self.0.migrations.clone(), manual);
+        store.1 = self.1.clone();
+        Ok((store, ran))
     }
 
     /// The log's identity; none before it is set up.
@@ -198,6 +208,14 @@ impl Store {
             let _ = notifier.await;
         }
         self.0.database.close().await;
+    }
+
+    pub(crate) fn plugins(&self) -> &Plugins {
+        &self.1
+    }
+
+    pub(crate) fn plugins_mut(&mut self) -> &mut Plugins {
+        &mut self.1
     }
 
     pub(crate) fn committer(&self) -> &Committer {

@@ -9,7 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use store::{Event, Fault, Position, messages, refuse_appends};
+use store::{Event, Fault, Position, messages, panic_message, refuse_appends};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -266,11 +266,6 @@ async fn out_of_time(engine: &Engine, mut writing: watch::Receiver<Writing>) -> 
             return cut;
         }
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 /// Records a failure, unless somebody changed the subscription meanwhile.
