@@ -20,6 +20,7 @@ mod events_cli;
 mod faults;
 mod filters;
 mod given;
+mod hooks;
 mod hostile;
 mod interleavings;
 mod matcher;

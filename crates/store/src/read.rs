@@ -19,6 +19,7 @@ use self::row::{Rows, fetch, fetch_in};
 use crate::event::{Event, Position, Version};
 use crate::filter::Filter;
 use crate::guard::BoxError;
+use crate::hooks::Reading;
 use crate::store::Store;
 use crate::stream_name::StreamName;
 use crate::tx::Tx;
@@ -86,6 +87,15 @@ pub enum ReadError {
         #[source]
         source: BoxError,
     },
+    /// A hook does not allow it.
+    #[error("hook {hook:?} refuses to have this read")]
+    RefusedByHook {
+        /// The hook's name.
+        hook: String,
+        /// What it said.
+        #[source]
+        reason: BoxError,
+    },
     /// The connection leads to a read-only copy, which does not show who is appending.
     #[error("this is a standby server, which cannot tell what is safe to read; connect to the primary")]
     Standby,
@@ -104,6 +114,11 @@ impl Store {
     /// what stands before it is delivered first, and then the error.
     pub async fn read(&self, filter: &Filter, after: Position, limit: usize) -> Result<Page, ReadError> {
         let limit = limit.min(MAX_PAGE_EVENTS);
+        let reading = Reading::Log { filter, direction: Direction::Forwards, limit };
+        self.hooked(reading, self.read_page(filter, after, limit), |page| &page.events).await
+    }
+
+    async fn read_page(&self, filter: &Filter, after: Position, limit: usize) -> Result<Page, ReadError> {
         if filter.is_all() {
             let stored = self.read_contiguous(after, page_limit(limit)).await?;
             let is_end = stored.is_empty() && limit > 0;
@@ -130,6 +145,17 @@ impl Store {
         before: Option<Position>,
         limit: usize,
     ) -> Result<Page, ReadError> {
+        let limit = limit.min(MAX_PAGE_EVENTS);
+        let reading = Reading::Log { filter, direction: Direction::Backwards, limit };
+        self.hooked(reading, self.read_page_backwards(filter, before, limit), |page| &page.events).await
+    }
+
+    async fn read_page_backwards(
+        &self,
+        filter: &Filter,
+        before: Option<Position>,
+        limit: usize,
+    ) -> Result<Page, ReadError> {
         let head = self.head().await?.position;
         let up_to = before.map_or(head, |before| head.min(Position(before.0.saturating_sub(1))));
         let range = Range {
@@ -137,7 +163,7 @@ impl Store {
             up_to: up_to.max(Position::START),
             direction: Direction::Backwards,
         };
-        self.scan(filter, range, limit.min(MAX_PAGE_EVENTS)).await
+        self.scan(filter, range, limit).await
     }
 
     /// Where the event with this id stands, if the log has it.
@@ -181,9 +207,13 @@ impl Store {
         from_version: i64,
         limit: usize,
     ) -> Result<StreamPage, ReadError> {
-        let query = stream_from(self.database().kind(), stream, from_version, self.rows_at_once(limit));
-        let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
-        self.stream_page(rows, Direction::Forwards, limit)
+        let reading = Reading::Stream { stream, direction: Direction::Forwards, limit };
+        let page = async {
+            let query = stream_from(self.database().kind(), stream, from_version, self.rows_at_once(limit));
+            let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
+            self.stream_page(rows, Direction::Forwards, limit)
+        };
+        self.hooked(reading, page, |page| &page.events).await
     }
 
     /// As [`Store::read_stream`], inside a transaction.
@@ -194,10 +224,14 @@ impl Store {
         from_version: i64,
         limit: usize,
     ) -> Result<StreamPage, ReadError> {
-        tx.usable()?;
-        let query = stream_from(tx.kind(), stream, from_version, self.rows_at_once(limit));
-        let rows = fetch_in(tx.connection(), &query, MAX_PAGE_BYTES).await?;
-        self.stream_page(rows, Direction::Forwards, limit)
+        let reading = Reading::Stream { stream, direction: Direction::Forwards, limit };
+        let page = async {
+            tx.usable()?;
+            let query = stream_from(tx.kind(), stream, from_version, self.rows_at_once(limit));
+            let rows = fetch_in(tx.connection(), &query, MAX_PAGE_BYTES).await?;
+            self.stream_page(rows, Direction::Forwards, limit)
+        };
+        self.hooked(reading, page, |page| &page.events).await
     }
 
     /// The events of one stream before a version, or from its newest, newest first, at most `limit`.
@@ -207,10 +241,14 @@ impl Store {
         before: Option<Version>,
         limit: usize,
     ) -> Result<StreamPage, ReadError> {
-        let (kind, before) = (self.database().kind(), before.map(|version| version.0));
-        let query = stream_before(kind, stream, before, self.rows_at_once(limit));
-        let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
-        self.stream_page(rows, Direction::Backwards, limit)
+        let reading = Reading::Stream { stream, direction: Direction::Backwards, limit };
+        let page = async {
+            let (kind, before) = (self.database().kind(), before.map(|version| version.0));
+            let query = stream_before(kind, stream, before, self.rows_at_once(limit));
+            let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
+            self.stream_page(rows, Direction::Backwards, limit)
+        };
+        self.hooked(reading, page, |page| &page.events).await
     }
 
     fn stream_page(&self, rows: Rows, direction: Direction, limit: usize) -> Result<StreamPage, ReadError> {

@@ -11,6 +11,7 @@ use crate::append::Committer;
 use crate::clock::Clock;
 use crate::database::{ConnectError, Database, DatabaseKind, Options};
 use crate::event::Position;
+use crate::hooks::Hooks;
 use crate::migrate::{self, MigrateError, Migration, Schema};
 use crate::sql::{Sql, TableName};
 use crate::timestamp::Timestamp;
@@ -26,6 +27,7 @@ pub struct Store(Arc<Inner>, Plugins);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plugins {
     pub(crate) upcasters: Option<Arc<Upcasters>>,
+    pub(crate) hooks: Option<Arc<Hooks>>,
 }
 
 #[derive(Debug)]
