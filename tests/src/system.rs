@@ -30,6 +30,7 @@ mod program;
 mod read;
 mod repeated_append;
 mod safe_head;
+mod snapshots;
 mod transaction;
 mod upcasting;
 mod wake;

@@ -44,6 +44,12 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0004_append.sql"),
         postgres: include_str!("../../../migrations/postgres/0004_append.sql"),
     },
+    Migration {
+        number: 6,
+        name: "snapshots",
+        sqlite: include_str!("../../../migrations/sqlite/0006_snapshots.sql"),
+        postgres: include_str!("../../../migrations/postgres/0006_snapshots.sql"),
+    },
 ];
 
 /// How the schema of a database stands to the program.

@@ -13,7 +13,7 @@ use std::ops::Deref;
 
 use uuid::Uuid;
 
-use self::query::Query;
+pub(crate) use self::query::{Bound, Query};
 use self::query::{Plan, Range, stream_before, stream_from};
 use self::row::{Rows, fetch, fetch_in};
 use crate::event::{Event, Position, Version};
@@ -355,7 +355,9 @@ impl Store {
     }
 
     fn note_sizes(&self, rows: &Rows) {
-        if let Some(average) = rows.bytes.checked_div(rows.events.len()) {
+        // What is no event of the log says nothing of those.
+        let is_log = rows.events.first().is_some_and(|event| !event.stream.is_reserved());
+        if let Some(average) = rows.bytes.checked_div(rows.events.len()).filter(|_| is_log) {
             self.note_bytes_per_event(average);
         }
     }

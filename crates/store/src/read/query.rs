@@ -10,6 +10,7 @@ use crate::event::Position;
 use crate::filter::{Condition, Field, Filter, MatchScalar, Operator, Property, Test};
 use crate::read::Direction;
 use crate::read::row::COLUMNS;
+use crate::snapshot::{as_events as snapshots_as_events, snapshots_of};
 use crate::stream_name::StreamName;
 
 /// More types than this are not walked one by one: the log is walked, and each event is asked for its type.
@@ -368,6 +369,9 @@ pub(crate) fn category_expression(kind: DatabaseKind) -> &'static str {
 
 /// The events of one stream from a version on.
 pub(crate) fn stream_from(kind: DatabaseKind, stream: &StreamName, version: i64, limit: i64) -> Query {
+    if let Some(of) = snapshots_of(stream) {
+        return snapshots_as_events(stream, of, Direction::Forwards, version, limit);
+    }
     let mut text = Text::new(kind);
     text.push(&format!("SELECT {} FROM herald_events", COLUMNS.join(", ")));
     let (stream, version) = (text.text(stream.as_str()), text.integer(version));
@@ -384,6 +388,9 @@ pub(crate) fn stream_before(
     limit: i64,
 ) -> Query {
     let before = before.unwrap_or(i64::MAX);
+    if let Some(of) = snapshots_of(stream) {
+        return snapshots_as_events(stream, of, Direction::Backwards, before, limit);
+    }
     let mut text = Text::new(kind);
     text.push(&format!("SELECT {} FROM herald_events", COLUMNS.join(", ")));
     let (stream, before) = (text.text(stream.as_str()), text.integer(before));
