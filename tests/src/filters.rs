@@ -14,7 +14,7 @@ fn positions(events: &[Event]) -> Vec<i64> {
 }
 
 /// Reads forwards to the end, and says how many pages that took.
-async fn forwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
+pub(crate) async fn forwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
     let (mut events, mut after) = (Vec::new(), Position::START);
     loop {
         let page = store.read(filter, after, limit).await.unwrap();
@@ -29,7 +29,7 @@ async fn forwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
 }
 
 /// Reads backwards to the beginning.
-async fn backwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
+pub(crate) async fn backwards(store: &Store, filter: &Filter, limit: usize) -> Vec<Event> {
     let (mut events, mut before) = (Vec::new(), None);
     loop {
         let page = store.read_backwards(filter, before, limit).await.unwrap();

@@ -5,6 +5,7 @@
 //! then those events or a refusal.
 
 mod repository;
+mod snapshots;
 
 pub use repository::{ExecuteError, Executed, Provenance, Repository};
 

@@ -1,11 +1,16 @@
 //! The repository: load, fold, decide, append under the version that was loaded, and again on a conflict.
 
+use std::fmt;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use store::{
     AppendError, Appended, ExpectedVersion, InvalidJson, NewEvent, ReadError, Store, StreamName,
     UndecodableEvent, Version,
 };
 use uuid::Uuid;
 
+use crate::snapshots::Snapshots;
 use crate::{Aggregate, EventSet};
 
 /// How often a decision is made anew because somebody else appended meanwhile.
@@ -16,10 +21,18 @@ const MAX_REPEATS: usize = 3;
 const PAGE: usize = 1_000;
 
 /// Runs an aggregate on a log.
-#[derive(Debug)]
-pub struct Repository<A> {
+pub struct Repository<A: Aggregate> {
     store: Store,
-    aggregate: std::marker::PhantomData<fn() -> A>,
+    snapshots: Option<Snapshots<A::State>>,
+}
+
+/// An aggregate as it was read.
+struct Loaded<S> {
+    state: S,
+    /// The version of the last event in it.
+    last: Option<Version>,
+    /// How many events had to be read for it.
+    read: i64,
 }
 
 /// Where a command comes from, kept with every event that it brings about.
@@ -69,7 +82,28 @@ pub enum ExecuteError<R: std::error::Error + 'static> {
 impl<A: Aggregate> Repository<A> {
     /// A repository on this log.
     pub fn new(store: Store) -> Self {
-        Self { store, aggregate: std::marker::PhantomData }
+        Self { store, snapshots: None }
+    }
+
+    /// Keeps a snapshot of a stream whenever a command had to read so many events of it, and begins to read after
+    /// the newest one. The state is the same with and without.
+    ///
+    /// Raise `schema_number` whenever a state means something else than before: when its fields change, when
+    /// [`Aggregate::evolve`] does, or when upcasters make something else of the events. Snapshots of another number
+    /// are not looked at. Call [`Repository::close`] at the end: snapshots are written beside the commands.
+    #[must_use]
+    pub fn with_snapshots(self, schema_number: u32, every: u32) -> Self
+    where
+        A::State: Serialize + DeserializeOwned + Send + 'static,
+    {
+        Self { snapshots: Some(Snapshots::new(schema_number, every)), ..self }
+    }
+
+    /// Waits for the snapshots that are still being written.
+    pub async fn close(&self) {
+        if let Some(snapshots) = &self.snapshots {
+            snapshots.finish().await;
+        }
     }
 
     /// The aggregate's state, and what to expect of its stream when appending what was decided on it.
@@ -77,26 +111,35 @@ impl<A: Aggregate> Repository<A> {
         &self,
         stream: &StreamName,
     ) -> Result<(A::State, ExpectedVersion), ExecuteError<A::Refusal>> {
-        let mut state = A::State::default();
-        let mut next = 0;
+        let Loaded { state, last, .. } = self.replay(stream).await?;
+        Ok((state, expected(last)))
+    }
+
+    async fn replay(&self, stream: &StreamName) -> Result<Loaded<A::State>, ExecuteError<A::Refusal>> {
+        let newest = match &self.snapshots {
+            Some(snapshots) => snapshots.newest(&self.store, stream).await,
+            None => None,
+        };
+        let (mut state, mut last) = match newest {
+            Some((state, version)) => (state, Some(version)),
+            None => (A::State::default(), None),
+        };
+        let begin = after(last);
         loop {
+            let next = after(last);
             let page = self.store.read_stream(stream, next, PAGE).await?;
             for event in &page.events {
                 // Types that the aggregate does not know are somebody else's in its stream.
                 if let Some(decoded) = A::Event::decode(event) {
                     state = A::evolve(state, &decoded?);
                 }
-                next = event.version.0 + 1;
             }
+            last = page.scanned_to.or(last);
             if page.next.is_none() {
                 break;
             }
         }
-        let expected = match next {
-            0 => ExpectedVersion::NoStream,
-            next => ExpectedVersion::Exactly(Version(next - 1)),
-        };
-        Ok((state, expected))
+        Ok(Loaded { state, read: after(last) - begin, last })
     }
 
     /// Decides on a command and appends what is to happen. On a conflict it is decided again, on the newer
@@ -109,7 +152,7 @@ impl<A: Aggregate> Repository<A> {
         provenance: &Provenance,
     ) -> Result<Executed<A::Event>, ExecuteError<A::Refusal>> {
         for _ in 0..MAX_CONFLICTS {
-            let (state, expected) = self.load(stream).await?;
+            let Loaded { state, last, read } = self.replay(stream).await?;
             let events = A::decide(&state, command, context).map_err(ExecuteError::Refused)?;
             let mut new = Vec::with_capacity(events.len());
             for event in &events {
@@ -119,10 +162,15 @@ impl<A: Aggregate> Repository<A> {
                     ..event.encode()?
                 });
             }
-            match self.append(stream, expected, new).await {
-                Err(AppendError::WrongVersion { .. }) => {}
-                result => return Ok(Executed { events, appended: result? }),
+            let appended = match self.append(stream, expected(last), new).await {
+                Err(AppendError::WrongVersion { .. }) => continue,
+                result => result?,
+            };
+            // Of what was read: that is certainly what a later reading makes of these events.
+            if let (Some(snapshots), Some(version)) = (&self.snapshots, last) {
+                snapshots.take(&self.store, stream, state, version, read);
             }
+            return Ok(Executed { events, appended });
         }
         Err(ExecuteError::Contended { stream: stream.clone() })
     }
@@ -141,5 +189,21 @@ impl<A: Aggregate> Repository<A> {
             }
         }
         self.store.append(stream, expected, events).await
+    }
+}
+
+/// The version that follows.
+fn after(last: Option<Version>) -> i64 {
+    last.map_or(0, |version| version.0 + 1)
+}
+
+fn expected(last: Option<Version>) -> ExpectedVersion {
+    last.map_or(ExpectedVersion::NoStream, ExpectedVersion::Exactly)
+}
+
+impl<A: Aggregate> fmt::Debug for Repository<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { store, snapshots } = self;
+        f.debug_struct("Repository").field("store", store).field("snapshots", snapshots).finish()
     }
 }

@@ -8,7 +8,9 @@ mod user;
 
 pub use events::{UserHasAcknowledgedNotification, UserWasNotified};
 pub use inbox::{Inbox, InboxItem, InboxProjector};
-pub use user::{InvalidUserId, User, UserCommand, UserContext, UserEvent, UserId, UserRefusal, UserState};
+pub use user::{
+    InvalidUserId, User, UserCommand, UserContext, UserEvent, UserId, UserRefusal, UserState, users,
+};
 
 use std::sync::Arc;
 

@@ -4,8 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use aggregate::{Aggregate, event_set};
-use store::{StreamName, Timestamp};
+use aggregate::{Aggregate, Repository, event_set};
+use serde::{Deserialize, Serialize};
+use store::{Store, StreamName, Timestamp};
 
 use crate::events::{UserHasAcknowledgedNotification, UserWasNotified};
 
@@ -104,7 +105,7 @@ pub enum UserRefusal {
 }
 
 /// What the rules need to know of the past.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserState {
     pending: BTreeSet<String>,
     acknowledged: BTreeSet<String>,
@@ -113,6 +114,16 @@ pub struct UserState {
 /// The aggregate.
 #[derive(Clone, Copy, Debug)]
 pub struct User;
+
+/// Raised whenever [`UserState`] gets another form, or the same events make another state.
+const STATE_SCHEMA_NUMBER: u32 = 1;
+/// A user with a long past is read from a snapshot that is at most about so many events old.
+const SNAPSHOT_EVERY: u32 = 200;
+
+/// The users on this log. Close it before the log.
+pub fn users(store: Store) -> Repository<User> {
+    Repository::new(store).with_snapshots(STATE_SCHEMA_NUMBER, SNAPSHOT_EVERY)
+}
 
 impl Aggregate for User {
     type State = UserState;

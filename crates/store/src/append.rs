@@ -12,7 +12,7 @@ mod sqlite;
 
 use std::collections::HashSet;
 use std::future::Future;
-
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
@@ -24,6 +24,8 @@ use self::postgres::{Together, append_on_postgres};
 use self::sqlite::append_on_sqlite;
 use crate::database::DatabaseKind;
 use crate::event::{InvalidEvent, MAX_APPEND_EVENTS, NewEvent, Position, Version};
+use crate::guard::BoxError;
+use crate::hooks::Untold;
 use crate::store::Store;
 use crate::stream_name::StreamName;
 use crate::tx::Tx;
@@ -114,6 +116,17 @@ pub enum AppendError {
     /// The store was closed before; nothing was written.
     #[error("the store is closed; nothing can be appended to {0} through this handle")]
     Closed(StreamName),
+    /// A hook does not allow it; nothing was written, and the ids can be used again.
+    #[error("hook {hook:?} refuses the append to {stream}")]
+    RefusedByHook {
+        /// The stream.
+        stream: StreamName,
+        /// The hook's name.
+        hook: String,
+        /// What it said.
+        #[source]
+        reason: BoxError,
+    },
     /// Appending past the transaction that is running here would not commit together with it.
     #[error("an append is refused here: {0}")]
     RefusedHere(&'static str),
@@ -177,12 +190,15 @@ impl Store {
         events: Vec<NewEvent>,
     ) -> Result<Appended, AppendError> {
         refused_here()?;
-        let append = Append { stream: stream.clone(), expected, events };
-        check(std::slice::from_ref(&append))?;
+        let mut append = Append { stream: stream.clone(), expected, events };
+        self.prepare(std::slice::from_mut(&mut append))?;
         if append.events.is_empty() {
             return Ok(Appended { position: None, version: None, replayed: false });
         }
-        self.committer().append(append).await
+        let Some(hooks) = self.hooks() else { return self.committer().append(append).await };
+        let appended = self.committer().append(append.clone()).await?;
+        hooks.after_append(&append, &appended);
+        Ok(appended)
     }
 
     /// Appends to several streams inside a transaction, as its last statement: once, and then commit.
@@ -190,9 +206,13 @@ impl Store {
     /// Answers in the order of the appends; one that is a repetition answers what it did the first time and
     /// keeps no other from being written. On an error nothing can be committed: roll the transaction back.
     /// Events with a derived id that the log already has are left out: the first stored one wins.
-    pub async fn append_all(&self, tx: &mut Tx, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
+    pub async fn append_all(
+        &self,
+        tx: &mut Tx,
+        mut appends: Vec<Append>,
+    ) -> Result<Vec<Appended>, AppendError> {
         refused_here()?;
-        check(&appends)?;
+        self.prepare(&mut appends)?;
         tx.usable()?;
         if appends.iter().all(|append| append.events.is_empty()) {
             return Ok(vec![Appended { position: None, version: None, replayed: false }; appends.len()]);
@@ -200,9 +220,23 @@ impl Store {
         if !tx.note_append() {
             return Err(AppendError::SecondAppend);
         }
+        let hooks = self.hooks().map(|hooks| (Arc::clone(hooks), appends.clone()));
         // Some of the appends may have been written when another one is refused.
         let result = self.append_sorted(tx, appends).await;
-        tx.remember(result)
+        let appended = tx.remember(result)?;
+        if let Some((hooks, appends)) = hooks {
+            tx.tell_when_committed(Untold { hooks, appends, appended: appended.clone() });
+        }
+        Ok(appended)
+    }
+
+    /// Checks appends, and has the hooks look at them and fill in what they know. They see only what is valid, and
+    /// what they make of it must be so as well.
+    fn prepare(&self, appends: &mut [Append]) -> Result<(), AppendError> {
+        check(appends)?;
+        let Some(hooks) = self.hooks() else { return Ok(()) };
+        appends.iter_mut().try_for_each(|append| hooks.before_append(append))?;
+        check(appends)
     }
 
     async fn append_sorted(

@@ -1,7 +1,7 @@
 //! Typed events: a type of yours on one side, a type name and JSON in the log on the other.
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 
 use crate::event::{Event, NewEvent, Position};
 use crate::json::{InvalidJson, Json};
@@ -11,6 +11,9 @@ pub trait DomainEvent: Serialize + DeserializeOwned {
     /// Its name in the log, such as `Acme.Notifications:UserWasNotified`. Never derived from a Rust path:
     /// the name outlives every refactoring.
     const TYPE: &'static str;
+    /// In which form it is written today. Raised when older payloads cannot be read as this type any more; then an
+    /// [`crate::Upcaster`] takes them from the version before.
+    const SCHEMA_VERSION: u32 = 1;
 }
 
 /// The payload of an event is not what its type says.
@@ -32,7 +35,16 @@ impl Event {
         (self.event_type == E::TYPE).then(|| {
             let undecodable =
                 |source| UndecodableEvent { position: self.position, expected: E::TYPE, source };
-            self.payload.to().map_err(undecodable)
+            // What an older program wrote may well be read by this one, but never the other way round.
+            match self.schema_version() {
+                Ok(version) if version <= E::SCHEMA_VERSION => self.payload.to(),
+                Ok(version) => Err(serde_json::Error::custom(format!(
+                    "it has schema version {version} and this program knows {}; use the newer program",
+                    E::SCHEMA_VERSION
+                ))),
+                Err(error) => Err(serde_json::Error::custom(error)),
+            }
+            .map_err(undecodable)
         })
     }
 }
@@ -40,6 +52,7 @@ impl Event {
 impl NewEvent {
     /// A new event that says this.
     pub fn of<E: DomainEvent>(event: &E) -> Result<Self, InvalidJson> {
-        Ok(Self::new(E::TYPE, Json::of(event)?))
+        let new = Self::new(E::TYPE, Json::of(event)?);
+        if E::SCHEMA_VERSION == 1 { Ok(new) } else { new.with_schema_version(E::SCHEMA_VERSION) }
     }
 }

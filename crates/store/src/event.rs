@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::json::{InvalidJson, Json};
+use crate::schema_version::{self, InvalidSchemaVersion};
 use crate::stream_name::StreamName;
 use crate::timestamp::Timestamp;
 
@@ -66,12 +67,22 @@ pub struct Event {
     pub metadata: Json,
     /// Its id, unique in the whole log.
     pub id: Uuid,
+    /// The id of the stored event, where this is a further part of what upcasters made of one; such a part has an
+    /// id that is derived and stands in no row. The first part keeps the stored id.
+    pub part_of: Option<Uuid>,
     /// What it belongs to.
     pub correlation_id: Option<String>,
     /// The id of the event that brought it about.
     pub causation_id: Option<Uuid>,
     /// When it was written, by the log's clock. Never used for order.
     pub recorded_at: Timestamp,
+}
+
+impl Event {
+    /// The id under which the log finds it.
+    pub fn stored_id(&self) -> Uuid {
+        self.part_of.unwrap_or(self.id)
+    }
 }
 
 /// An event to be appended.
@@ -117,7 +128,9 @@ impl NewEvent {
         if payload > MAX_PAYLOAD_BYTES {
             return Err(InvalidEvent::PayloadTooLarge(payload));
         }
-        check_metadata(&self.metadata)
+        check_metadata(&self.metadata)?;
+        schema_version::stated(&self.metadata)?;
+        Ok(())
     }
 }
 
@@ -136,7 +149,7 @@ pub(crate) fn check_metadata(metadata: &Json) -> Result<(), InvalidEvent> {
     Ok(())
 }
 
-fn check_name(what: &'static str, name: &str) -> Result<(), InvalidEvent> {
+pub(crate) fn check_name(what: &'static str, name: &str) -> Result<(), InvalidEvent> {
     if name.is_empty() || name.len() > MAX_NAME_BYTES || name.chars().any(char::is_control) {
         return Err(InvalidEvent::Name { what, name: name.chars().take(80).collect() });
     }
@@ -158,6 +171,9 @@ pub enum InvalidEvent {
     /// A field of the metadata stands twice: nobody could say which of them counts.
     #[error("the metadata has the field {0:?} twice; give each field once")]
     MetadataKeyTwice(String),
+    /// The metadata names a schema version that is none; nobody could read the event by it.
+    #[error(transparent)]
+    SchemaVersion(#[from] InvalidSchemaVersion),
     /// More than [`MAX_APPEND_EVENTS`] in one append.
     #[error("{0} events in one append, at most {MAX_APPEND_EVENTS} are allowed")]
     TooManyEvents(usize),

@@ -3,6 +3,8 @@
 //! Payloads are kept as they were written, byte for byte, and handed on unparsed; whoever wants a typed
 //! value asks for it. Nothing here ever turns a payload into a tree of values.
 
+mod fields;
+
 use std::collections::BTreeSet;
 use std::fmt;
 

@@ -59,6 +59,12 @@ pub const MIGRATIONS: &[Migration] = &[
         postgres: include_str!("../../../migrations/postgres/0005_settled.sql"),
     },
     Migration {
+        number: 6,
+        name: "snapshots",
+        sqlite: include_str!("../../../migrations/sqlite/0006_snapshots.sql"),
+        postgres: include_str!("../../../migrations/postgres/0006_snapshots.sql"),
+    },
+    Migration {
         number: 7,
         name: "log_place",
         sqlite: include_str!("../../../migrations/sqlite/0007_log_place.sql"),

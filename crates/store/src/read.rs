@@ -9,6 +9,7 @@ mod inspect;
 mod pages;
 mod query;
 mod row;
+mod shown;
 
 use std::ops::Deref;
 
@@ -16,11 +17,13 @@ use uuid::Uuid;
 
 pub(crate) use self::inspect::{Inspected, inspect};
 pub use self::pages::{Events, Pages};
-pub(crate) use self::query::category_expression;
-use self::query::{Plan, Query, Range, stream_before, stream_from};
+pub(crate) use self::query::{Bound, Query, category_expression};
+use self::query::{Plan, Range, stream_before, stream_from};
 use self::row::{Rows, fetch, fetch_in};
 use crate::event::{Event, Position, Version};
 use crate::filter::Filter;
+use crate::guard::BoxError;
+use crate::hooks::Reading;
 use crate::store::Store;
 use crate::stream_name::{InvalidStreamName, StreamName};
 use crate::tx::Tx;
@@ -40,6 +43,8 @@ const PAGE_EVENTS: usize = 1_000;
 /// as many, and so on: where they are frequent, little is found in vain, and where they are rare, the end is near.
 const FIRST_WINDOW: i64 = 4;
 const WINDOW_GROWTH: i64 = 8;
+/// The same for events of which upcasters show nothing that is wanted.
+const UPCAST_GROWTH: usize = 8;
 
 /// Which way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +74,9 @@ pub struct StreamPage {
     pub events: Vec<Event>,
     /// The version to go on from; none at the end of the stream.
     pub next: Option<Version>,
+    /// The version of the last event that was looked at; none if there was none. This, and not a count of the events,
+    /// is what to expect of a stream that was read to its end: upcasters may show one as several or as none.
+    pub scanned_to: Option<Version>,
 }
 
 /// Why events could not be read.
@@ -81,7 +89,16 @@ pub enum ReadError {
         position: Position,
         /// What is wrong with it.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: BoxError,
+    },
+    /// A hook does not allow it.
+    #[error("hook {hook:?} refuses to have this read")]
+    RefusedByHook {
+        /// The hook's name.
+        hook: String,
+        /// What it said.
+        #[source]
+        reason: BoxError,
     },
     /// Each time a part was read, the server was another one than before.
     #[error(
@@ -106,19 +123,29 @@ impl Store {
     /// The next events after a position, oldest first, at most `limit` (and [`MAX_PAGE_EVENTS`], and
     /// [`MAX_PAGE_BYTES`]).
     ///
-    /// A page may be shorter than its limit, even empty, although more events follow: `is_end` tells. No event is
+    /// A page may be shorter than its limit, even empty, although more events follow: `is_end` tells. It is longer
+    /// where upcasters show the last event as several, which are never separated. No event is
     /// ever skipped: what a page leaves behind it can never get an event later. Where the next event cannot be read,
     /// what stands before it is delivered first, and then the error.
     pub async fn read(&self, filter: &Filter, after: Position, limit: usize) -> Result<Page, ReadError> {
-        self.in_one_run(|| self.read_once(filter, after, limit.min(MAX_PAGE_EVENTS))).await
+        let limit = limit.min(MAX_PAGE_EVENTS);
+        let reading = Reading::Log { filter, direction: Direction::Forwards, limit };
+        let page = self.in_one_run(|| self.read_page(filter, after, limit));
+        self.hooked(reading, page, |page| &page.events).await
     }
 
-    async fn read_once(&self, filter: &Filter, after: Position, limit: usize) -> Result<Page, ReadError> {
+    async fn read_page(&self, filter: &Filter, after: Position, limit: usize) -> Result<Page, ReadError> {
         if filter.is_all() {
-            let events = self.read_contiguous(after, page_limit(limit)).await?;
-            let scanned_to = events.last().map_or(after, |event| event.position);
-            let is_end = events.is_empty() && limit > 0;
-            return Ok(Page { events, scanned_to, is_end });
+            let stored = self.read_contiguous(after, page_limit(limit)).await?;
+            let is_end = stored.is_empty() && limit > 0;
+            let rows = Rows::stored(stored).shown(self.upcasters(), filter, Direction::Forwards, limit);
+            return match (rows.bad, rows.last) {
+                (Some(error), None) => Err(error),
+                (_, last) => {
+                    let scanned_to = last.map_or(after, |(position, _)| position);
+                    Ok(Page { events: rows.events, scanned_to, is_end })
+                }
+            };
         }
         let range = self.range_after(after).await?;
         self.scan(filter, range, limit).await
@@ -132,11 +159,13 @@ impl Store {
         before: Option<Position>,
         limit: usize,
     ) -> Result<Page, ReadError> {
-        self.in_one_run(async || {
+        let limit = limit.min(MAX_PAGE_EVENTS);
+        let reading = Reading::Log { filter, direction: Direction::Backwards, limit };
+        let page = self.in_one_run(async || {
             let range = self.range_before(before).await?;
-            self.scan(filter, range, limit.min(MAX_PAGE_EVENTS)).await
-        })
-        .await
+            self.scan(filter, range, limit).await
+        });
+        self.hooked(reading, page, |page| &page.events).await
     }
 
     /// What follows a position and is safe to read. The head is taken before the snapshot of the read, never in the
@@ -171,8 +200,9 @@ impl Store {
             return Ok(0);
         }
         let mut range = Range { after: Position::START, up_to, direction: Direction::Forwards };
-        let plan = Plan::new(self.database().kind(), filter, true);
-        if !plan.looks_at_others() {
+        let stored = self.stored(filter);
+        let plan = self.plan(&stored);
+        if !plan.looks_at_others() && !self.upcasters().is_some_and(|upcasters| upcasters.touch(&stored)) {
             let (count, _) = self.numbers(plan.count(range)).await?;
             return Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0));
         }
@@ -197,9 +227,13 @@ impl Store {
         from_version: i64,
         limit: usize,
     ) -> Result<StreamPage, ReadError> {
-        let query = stream_from(self.database().kind(), stream, from_version, self.rows_at_once(limit));
-        let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
-        self.stream_page(rows)
+        let reading = Reading::Stream { stream, direction: Direction::Forwards, limit };
+        let page = async {
+            let query = stream_from(self.database().kind(), stream, from_version, self.rows_at_once(limit));
+            let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
+            self.stream_page(rows, Direction::Forwards, limit)
+        };
+        self.hooked(reading, page, |page| &page.events).await
     }
 
     /// As [`Store::read_stream`], inside a transaction.
@@ -210,10 +244,14 @@ impl Store {
         from_version: i64,
         limit: usize,
     ) -> Result<StreamPage, ReadError> {
-        tx.usable()?;
-        let query = stream_from(tx.kind(), stream, from_version, self.rows_at_once(limit));
-        let rows = fetch_in(tx.connection(), &query, MAX_PAGE_BYTES).await?;
-        self.stream_page(rows)
+        let reading = Reading::Stream { stream, direction: Direction::Forwards, limit };
+        let page = async {
+            tx.usable()?;
+            let query = stream_from(tx.kind(), stream, from_version, self.rows_at_once(limit));
+            let rows = fetch_in(tx.connection(), &query, MAX_PAGE_BYTES).await?;
+            self.stream_page(rows, Direction::Forwards, limit)
+        };
+        self.hooked(reading, page, |page| &page.events).await
     }
 
     /// The events of one stream before a version, or from its newest, newest first, at most `limit`.
@@ -223,21 +261,28 @@ impl Store {
         before: Option<Version>,
         limit: usize,
     ) -> Result<StreamPage, ReadError> {
-        let (kind, limit) = (self.database().kind(), self.rows_at_once(limit));
-        let query = stream_before(kind, stream, before.map(|version| version.0), limit);
-        let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
-        let mut page = self.stream_page(rows)?;
-        // Going backwards, the next page stands before the last version of this one.
-        page.next = page.next.and(page.events.last().map(|event| event.version)).filter(|last| last.0 > 0);
-        Ok(page)
+        let reading = Reading::Stream { stream, direction: Direction::Backwards, limit };
+        let page = async {
+            let (kind, before) = (self.database().kind(), before.map(|version| version.0));
+            let query = stream_before(kind, stream, before, self.rows_at_once(limit));
+            let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
+            self.stream_page(rows, Direction::Backwards, limit)
+        };
+        self.hooked(reading, page, |page| &page.events).await
     }
 
-    fn stream_page(&self, rows: Rows) -> Result<StreamPage, ReadError> {
+    fn stream_page(&self, rows: Rows, direction: Direction, limit: usize) -> Result<StreamPage, ReadError> {
         self.note_sizes(&rows);
-        let next = rows.events.last().filter(|_| rows.is_cut).map(|event| Version(event.version.0 + 1));
+        let rows = rows.shown(self.upcasters(), &Filter::all(), direction, limit);
+        let scanned_to = rows.last.map(|(_, version)| version);
+        let next = match direction {
+            Direction::Forwards => scanned_to.map(|last| Version(last.0 + 1)),
+            // The next page stands before the last version of this one.
+            Direction::Backwards => scanned_to.filter(|last| last.0 > 0),
+        };
         match rows.bad {
-            Some(error) if rows.events.is_empty() => Err(error),
-            _ => Ok(StreamPage { events: rows.events, next }),
+            Some(error) if scanned_to.is_none() => Err(error),
+            _ => Ok(StreamPage { events: rows.events, next: next.filter(|_| rows.is_cut), scanned_to }),
         }
     }
 
@@ -247,9 +292,12 @@ impl Store {
         if limit == 0 {
             return Ok(page);
         }
-        let plan = Plan::new(self.database().kind(), filter, true);
+        let stored = self.stored(filter);
+        let plan = self.plan(&stored);
         let mut window = plan.merges().then(|| page_limit(limit).saturating_mul(FIRST_WINDOW));
         let mut may_look_at = MAX_LOOKED_AT;
+        // Where upcasters make nothing of much, more is asked for at once.
+        let mut at_least = 1;
         let mut bytes = 0;
         while !range.is_empty() && !filter.is_nothing() {
             let mut part = range;
@@ -260,17 +308,25 @@ impl Store {
             if plan.looks_at_others() {
                 may_look_at -= self.shorten_to_look(&plan, &mut part).await?;
             }
-            let wanted = page_limit(limit - page.events.len());
+            let room = limit - page.events.len();
+            let wanted = page_limit(room.max(at_least));
             let query = plan.events(part, self.rows_at_once_of(wanted));
             let mut rows = fetch(self.database(), query, MAX_PAGE_BYTES.saturating_sub(bytes)).await?;
             self.note_sizes(&rows);
             bytes += rows.bytes;
-            match rows.events.last().filter(|_| rows.is_cut) {
-                Some(last) => range.move_past(last.position),
+            if self.upcasters().is_some() && !plan.looks_at_others() {
+                // They may make of what was looked for something that is not wanted.
+                may_look_at -= page_limit(rows.events.len());
+            }
+            rows = rows.shown(self.upcasters(), filter, range.direction, room);
+            if rows.events.is_empty() && self.upcasters().is_some() {
+                at_least = (at_least * UPCAST_GROWTH).min(MAX_PAGE_EVENTS);
+            }
+            match rows.last.filter(|_| rows.is_cut) {
+                Some((position, _)) => range.move_past(position),
                 None if rows.is_cut => {}
                 None => range.skip(part),
             }
-            rows.events.retain(|event| filter.matches(event));
             page.events.append(&mut rows.events);
             match rows.bad {
                 Some(error) if page.events.is_empty() => return Err(error),
@@ -319,7 +375,9 @@ impl Store {
     }
 
     fn note_sizes(&self, rows: &Rows) {
-        if let Some(average) = rows.bytes.checked_div(rows.events.len()) {
+        // What is no event of the log says nothing of those.
+        let is_log = rows.events.first().is_some_and(|event| !event.stream.is_reserved());
+        if let Some(average) = rows.bytes.checked_div(rows.events.len()).filter(|_| is_log) {
             self.note_bytes_per_event(average);
         }
     }
@@ -329,7 +387,8 @@ fn page_limit(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// Reads what is visible after a position and up to another one. No promise about holes: see the callers.
+/// Reads what is visible after a position and up to another one, as it is stored. No promise about holes: see the
+/// callers.
 pub(crate) async fn select(
     store: &Store,
     filter: &Filter,
@@ -338,7 +397,7 @@ pub(crate) async fn select(
     limit: i64,
 ) -> Result<Vec<Event>, ReadError> {
     let range = Range { after, up_to: up_to.unwrap_or(Position(i64::MAX)), direction: Direction::Forwards };
-    let plan = Plan::new(store.database().kind(), filter, true);
+    let plan = Plan::new(store.database().kind(), filter, &[]);
     let query = plan.events(range, store.rows_at_once_of(limit));
     let rows = fetch(store.database(), query, MAX_PAGE_BYTES).await?;
     store.note_sizes(&rows);

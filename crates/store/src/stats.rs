@@ -11,7 +11,7 @@ use crate::timestamp::Timestamp;
 pub struct Statistics {
     /// Everything here was counted up to this position.
     pub head: Position,
-    /// How many events.
+    /// How many events, as they are stored.
     pub events: u64,
     /// How many streams have events.
     pub streams: u64,
@@ -29,7 +29,7 @@ pub struct TypeStatistics {
     /// The type.
     #[sqlx(rename = "type")]
     pub event_type: String,
-    /// How many events.
+    /// How many events, as they are stored.
     pub events: i64,
     /// The position of its first event.
     pub first: Position,
@@ -53,7 +53,7 @@ impl Store {
                 (head, i64::from(most_types)),
             )
             .await?;
-        let events = self.count(&Filter::all(), head).await?;
+        let events = self.without_upcasters().count(&Filter::all(), head).await?;
         let streams: Option<(i64,)> =
             self.database().fetch_optional("SELECT COUNT(*) FROM herald_streams", ()).await?;
         Ok(Statistics {

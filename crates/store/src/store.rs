@@ -13,11 +13,13 @@ use crate::arrival::{self, LogPlace, PastPlace, PlaceError};
 use crate::clock::Clock;
 use crate::database::{ConnectError, Database, DatabaseKind, Options};
 use crate::event::Position;
+use crate::hooks::Hooks;
 use crate::migrate::{self, MigrateError, Migration, Schema};
 use crate::safe_head::{Publisher, Waited};
 use crate::sql::{Sql, TableName};
 use crate::timestamp::Timestamp;
 use crate::tx::Tx;
+use crate::upcast::Upcasters;
 use crate::wake::{self, Listening, Signal, Wake};
 
 /// A log. Clones are handles to the same one.
@@ -56,7 +58,14 @@ use crate::wake::{self, Listening, Signal, Wake};
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Store(Arc<Inner>);
+pub struct Store(Arc<Inner>, Plugins);
+
+/// What a program plugs into its handle of the log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plugins {
+    pub(crate) upcasters: Option<Arc<Upcasters>>,
+    pub(crate) hooks: Option<Arc<Hooks>>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -224,7 +233,7 @@ impl Store {
         let clock = Clock::new(database.clone(), signal.clone(), found.is_manual);
         let committer = Committer::new(&database, &signal, found.is_manual);
         let publisher = Publisher::start(&database);
-        Self(Arc::new(Inner {
+        let inner = Inner {
             database,
             clock,
             signal,
@@ -238,7 +247,8 @@ impl Store {
             notifier: Mutex::new(Some(notifier)),
             listening: std::sync::Mutex::default(),
             private_folder,
-        }))
+        };
+        Self(Arc::new(inner), Plugins::default())
     }
 
     /// How the schema stands.
@@ -293,7 +303,9 @@ impl Store {
         };
         let (database, migrations) = (self.0.database.clone(), self.0.migrations.clone());
         let private_folder = self.0.private_folder.clone();
-        Ok((Self::assemble(database, migrations, found, private_folder), ran))
+        let mut store = Self::assemble(database, migrations, found, private_folder);
+        store.1 = self.1.clone();
+        Ok((store, ran))
     }
 
     /// Where the log lives, as was found when it was opened; none before it is set up.
@@ -384,6 +396,14 @@ impl Store {
 
     pub(crate) fn migrations(&self) -> &[Migration] {
         &self.0.migrations
+    }
+
+    pub(crate) fn plugins(&self) -> &Plugins {
+        &self.1
+    }
+
+    pub(crate) fn plugins_mut(&mut self) -> &mut Plugins {
+        &mut self.1
     }
 
     pub(crate) fn committer(&self) -> &Committer {

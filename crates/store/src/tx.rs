@@ -10,6 +10,7 @@ use sqlx::AssertSqlSafe;
 
 use crate::connection::Connection;
 use crate::database::{Database, DatabaseKind};
+use crate::hooks::Untold;
 use crate::sql::Sql;
 use crate::values::{Record, Values};
 use crate::wake::Signal;
@@ -23,6 +24,8 @@ pub struct Tx {
     failure: Option<String>,
     open: bool,
     appended: bool,
+    /// What hooks are told once this is committed.
+    untold: Option<Untold>,
     /// How many savepoints were made; each has a name of its own, so that going back to an outer one never
     /// means an inner one that somebody forgot.
     savepoints: u32,
@@ -40,7 +43,15 @@ pub struct Savepoint {
 impl Tx {
     pub(crate) async fn begin(database: &Database, signal: Signal) -> sqlx::Result<Self> {
         let connection = database.writer().await?;
-        let mut tx = Self { connection, signal, failure: None, open: true, appended: false, savepoints: 0 };
+        let mut tx = Self {
+            connection,
+            signal,
+            failure: None,
+            open: true,
+            appended: false,
+            untold: None,
+            savepoints: 0,
+        };
         tx.connection.begin().await?;
         Ok(tx)
     }
@@ -115,6 +126,9 @@ impl Tx {
     pub async fn roll_back_to(&mut self, savepoint: Savepoint) -> sqlx::Result<()> {
         self.failure = None;
         self.appended = savepoint.appended;
+        if !self.appended {
+            self.untold = None;
+        }
         let name = format!("attempt_{}", savepoint.number);
         let sql = format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}");
         let result = self.connection.run(AssertSqlSafe(sql)).await;
@@ -131,6 +145,9 @@ impl Tx {
         self.open = false;
         if self.appended {
             self.signal.send();
+        }
+        if let Some(untold) = self.untold.take() {
+            untold.tell();
         }
         Ok(())
     }
@@ -163,6 +180,10 @@ impl Tx {
             self.failure = Some(error.to_string());
         }
         result
+    }
+
+    pub(crate) fn tell_when_committed(&mut self, untold: Untold) {
+        self.untold = Some(untold);
     }
 
     /// Notes that this transaction appends; says whether it is the first time.

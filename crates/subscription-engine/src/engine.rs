@@ -357,7 +357,9 @@ impl Engine {
     }
 
     async fn next_recorded(&self, subscription: &Subscription) -> Result<Option<Timestamp>, EngineError> {
-        match self.store().read(&store::Filter::all(), subscription.read_from(), 1).await {
+        // Only its time is wanted, which can be told even of an event that cannot be upcast.
+        let store = self.store().without_upcasters();
+        match store.read(&store::Filter::all(), subscription.read_from(), 1).await {
             Ok(page) => Ok(page.events.first().map(|event| event.recorded_at)),
             // Whoever wants it will say so; that it is there must not hide how everybody else stands.
             Err(ReadError::BadRow { .. }) => Ok(None),

@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::retry::RetryStrategy;
 
 /// Whatever went wrong in a subscriber; the engine knows what to do with any of it.
-pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub use store::BoxError;
 
 /// Code that handles events.
 ///

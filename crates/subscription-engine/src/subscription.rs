@@ -258,7 +258,8 @@ impl From<&Event> for FailedEvent {
     fn from(event: &Event) -> Self {
         Self {
             position: event.position,
-            id: event.id,
+            // Of a part of one, the id under which people find it.
+            id: event.stored_id(),
             event_type: event.event_type.clone(),
             stream: event.stream.to_string(),
         }

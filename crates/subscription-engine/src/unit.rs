@@ -9,7 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use store::{Event, Fault, Position, ReadError, messages, refuse_appends};
+use store::{Event, Fault, Position, ReadError, messages, panic_message, refuse_appends};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -275,11 +275,6 @@ async fn out_of_time(engine: &Engine, mut writing: watch::Receiver<Writing>) -> 
             return cut;
         }
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
 
 /// Where a subscription fails.

@@ -1,9 +1,11 @@
 //! `herald user`: what people do with notifications.
 
 use ::store::{Fault, Timestamp};
-use aggregate::{Aggregate, ExecuteError, Provenance, Repository};
+use aggregate::{Aggregate, ExecuteError, Provenance};
 use clap::Subcommand;
-use notification_subscribers::{Inbox, User, UserCommand, UserContext, UserId, UserRefusal, UserState};
+use notification_subscribers::{
+    Inbox, User, UserCommand, UserContext, UserId, UserRefusal, UserState, users,
+};
 use uuid::Uuid;
 
 use crate::app::App;
@@ -92,8 +94,9 @@ async fn execute(
     };
     let stream = user_id.stream();
     let context = UserContext { user_id, now };
-    let users = Repository::<User>::new(app.store.clone());
+    let users = users(app.store.clone());
     let result = users.execute(&stream, &command, &context, &Provenance::default()).await;
+    users.close().await;
     app.store.close().await;
     match result {
         Ok(_) => Ok(()),

@@ -1,6 +1,6 @@
 //! How the database finds what a read asks for, told by the database itself.
 
-use super::query::{Plan, Range};
+use super::query::Range;
 use super::row::fetch_lines;
 use super::{Direction, MAX_PAGE_EVENTS, ReadError, page_limit};
 use crate::database::DatabaseKind;
@@ -25,7 +25,8 @@ impl Store {
             Direction::Forwards => Range { after: from, up_to: self.head().await?.position, direction },
             Direction::Backwards => Range { after: Position::START, up_to: from, direction },
         };
-        let plan = Plan::new(kind, filter, true);
+        let stored = self.stored(filter);
+        let plan = self.plan(&stored);
         let limit = page_limit(limit.min(MAX_PAGE_EVENTS));
         if plan.merges() {
             range.shorten(limit.saturating_mul(super::FIRST_WINDOW));

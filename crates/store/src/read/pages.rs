@@ -15,10 +15,11 @@ use futures_util::Stream;
 use tokio::task::JoinSet;
 
 use super::query::Range;
-use super::{PAGE_EVENTS, Page, ReadError};
+use super::{Direction, PAGE_EVENTS, Page, ReadError};
 use crate::event::{Event, Position};
 use crate::fault::{Fault, messages};
 use crate::filter::Filter;
+use crate::hooks::Reading;
 use crate::safe_head::Run;
 use crate::store::Store;
 use crate::wake::{Listening, Wake};
@@ -208,7 +209,14 @@ impl Cursor {
             };
             return Fetched { page, rest: goes_on.then_some(self) };
         }
-        let page = match self.store.in_one_run(|| self.scan_on()).await {
+        let direction = match &self.way {
+            Way::ToTheBeginning(_) => Direction::Backwards,
+            Way::Range(range, _) => range.direction,
+            Way::ToTheEnd(_) | Way::Live(_) => Direction::Forwards,
+        };
+        let reading = Reading::Log { filter: &self.filter, direction, limit: PAGE_EVENTS };
+        let scanned = self.store.in_one_run(|| self.scan_on());
+        let page = match self.store.hooked(reading, scanned, |(page, _)| &page.events).await {
             Ok((page, rest)) => {
                 self.way = rest;
                 Ok(page)

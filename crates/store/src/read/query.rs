@@ -10,6 +10,7 @@ use crate::event::Position;
 use crate::filter::{Condition, Field, Filter, MatchScalar, Operator, Property, Test};
 use crate::read::Direction;
 use crate::read::row::COLUMNS;
+use crate::snapshot::{as_events as snapshots_as_events, snapshots_of};
 use crate::stream_name::StreamName;
 
 /// More types than this are not walked one by one: the log is walked, and each event is asked for its type.
@@ -51,7 +52,8 @@ pub(crate) struct Plan<'a> {
     asks_correlation: bool,
     /// Whether the category is left to be asked of each event.
     asks_category: bool,
-    matcher: bool,
+    /// Types of which some events are shown as something else: what the matcher says of them is not known here.
+    taken_types: &'a [String],
 }
 
 /// An index that is walked.
@@ -65,8 +67,8 @@ enum Walk<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// `asks_matcher`: whether the database may leave out events for which the matcher cannot hold.
-    pub(crate) fn new(kind: DatabaseKind, filter: &'a Filter, asks_matcher: bool) -> Self {
+    /// A plan for a filter of stored types; of the taken types some events are shown as something else.
+    pub(crate) fn new(kind: DatabaseKind, filter: &'a Filter, taken_types: &'a [String]) -> Self {
         let types = filter.types.as_deref();
         let walks = if let Some(stream) = &filter.stream {
             vec![Walk::Stream(stream.as_str())]
@@ -92,7 +94,7 @@ impl<'a> Plan<'a> {
             asks_correlation: filter.correlation_id.is_some()
                 && !walks_by(|walk| matches!(walk, Walk::Correlation(_))),
             asks_category: filter.category.is_some() && !by_stream && !by_category,
-            matcher: asks_matcher && !filter.matcher.is_empty(),
+            taken_types,
             walks,
         }
     }
@@ -279,10 +281,18 @@ impl<'a> Plan<'a> {
             let category = text.text(category);
             text.push(&format!(" AND {} = {category}", category_expression(self.kind)));
         }
-        if self.matcher {
-            for condition in self.filter.matcher.conditions() {
-                self.ask_condition(text, condition);
-            }
+        if self.filter.matcher.is_empty() {
+            return;
+        }
+        if !self.taken_types.is_empty() {
+            let taken: Vec<String> = self.taken_types.iter().map(|taken| text.text(taken)).collect();
+            text.push(&format!(" AND (type IN ({}) OR (1 = 1", taken.join(", ")));
+        }
+        for condition in self.filter.matcher.conditions() {
+            self.ask_condition(text, condition);
+        }
+        if !self.taken_types.is_empty() {
+            text.push("))");
         }
     }
 
@@ -359,6 +369,9 @@ pub(crate) fn category_expression(kind: DatabaseKind) -> &'static str {
 
 /// The events of one stream from a version on.
 pub(crate) fn stream_from(kind: DatabaseKind, stream: &StreamName, version: i64, limit: i64) -> Query {
+    if let Some(of) = snapshots_of(stream) {
+        return snapshots_as_events(stream, of, Direction::Forwards, version, limit);
+    }
     let mut text = Text::new(kind);
     text.push(&format!("SELECT {} FROM herald_events", COLUMNS.join(", ")));
     let (stream, version) = (text.text(stream.as_str()), text.integer(version));
@@ -374,9 +387,13 @@ pub(crate) fn stream_before(
     before: Option<i64>,
     limit: i64,
 ) -> Query {
+    let before = before.unwrap_or(i64::MAX);
+    if let Some(of) = snapshots_of(stream) {
+        return snapshots_as_events(stream, of, Direction::Backwards, before, limit);
+    }
     let mut text = Text::new(kind);
     text.push(&format!("SELECT {} FROM herald_events", COLUMNS.join(", ")));
-    let (stream, before) = (text.text(stream.as_str()), text.integer(before.unwrap_or(i64::MAX)));
+    let (stream, before) = (text.text(stream.as_str()), text.integer(before));
     let rows = text.integer(limit);
     text.push(&format!(" WHERE stream = {stream} AND version < {before} ORDER BY version DESC LIMIT {rows}"));
     text.query(limit)

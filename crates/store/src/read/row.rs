@@ -16,13 +16,12 @@ use super::ReadError;
 use super::query::{Bound, Query};
 use crate::connection::Connection;
 use crate::database::Database;
-use crate::event::{Event, Position};
+use crate::event::{Event, Position, Version};
+use crate::guard::BoxError;
 use crate::json::Json;
 use crate::sql::Sql;
 use crate::stream_name::StreamName;
 use crate::timestamp::Timestamp;
-
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The columns of an event, in the order in which they are read here.
 pub(super) const COLUMNS: [&str; 10] = [
@@ -42,6 +41,8 @@ pub(super) const COLUMNS: [&str; 10] = [
 #[derive(Debug, Default)]
 pub(super) struct Rows {
     pub(super) events: Vec<Event>,
+    /// Where the last row that was read stands, in the log and in its stream; see [`Rows::shown`].
+    pub(super) last: Option<(Position, Version)>,
     /// Bytes of their payloads and metadata.
     pub(super) bytes: usize,
     /// Rows are left: the page was full, or a row could not be read.
@@ -206,11 +207,12 @@ pub(super) fn event<R: Row>(row: &R, position: Position) -> Result<Event, BoxErr
     Ok(Event {
         position,
         stream: StreamName::new(row.text(1)?)?,
-        version: crate::event::Version(row.integer(2)?),
+        version: Version(row.integer(2)?),
         event_type: row.text(3)?.to_owned(),
         payload: Json::from_row(row.text(4)?)?,
         metadata: Json::from_row(row.text(5)?)?,
         id: row.uuid(6)?,
+        part_of: None,
         correlation_id: row.optional_text(7)?.map(str::to_owned),
         causation_id: row.optional_uuid(8)?,
         recorded_at: row.timestamp(9)?,
