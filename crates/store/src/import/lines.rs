@@ -34,11 +34,8 @@ pub(super) enum Chunk {
 /// A file under way.
 #[derive(Debug)]
 pub(super) struct Lines<R> {
-    from: R,
+    reader: Reader<R>,
     header: Header,
-    buffer: Vec<u8>,
-    /// The number of the last line that was read.
-    number: u64,
     checksum: Checksum,
     events: u64,
     streams: u64,
@@ -48,35 +45,24 @@ pub(super) struct Lines<R> {
     stream: String,
 }
 
+/// The line that is being looked at.
+#[derive(Debug)]
+struct Reader<R> {
+    from: R,
+    line: Vec<u8>,
+    /// Its number, from 1.
+    number: u64,
+}
+
 impl<R: AsyncBufRead + Unpin> Lines<R> {
     pub(super) async fn open(from: R) -> Result<(Self, Header), ImportError> {
-        let nothing = Header {
-            format: String::new(),
-            log: uuid::Uuid::nil(),
-            kind: String::new(),
-            after: 0,
-            after_event: None,
-            head: 0,
-            test_clock: false,
-            exported_at: crate::timestamp::Timestamp::from_micros(0),
-        };
-        let mut lines = Self {
-            from,
-            header: nothing,
-            buffer: Vec::new(),
-            number: 0,
-            checksum: Checksum::default(),
-            events: 0,
-            streams: 0,
-            position: 0,
-            stream: String::new(),
-        };
+        let mut reader = Reader { from, line: Vec::new(), number: 0 };
         let format = |why: &str| ImportError::Format(why.to_owned());
-        lines.read_line().await.map_err(|error| match error {
+        reader.next().await.map_err(|error| match error {
             ImportError::Truncated { .. } | ImportError::Damaged { .. } => format("it has no first line"),
             error => error,
         })?;
-        let Ok(first) = serde_json::from_slice::<FirstLine>(&lines.buffer) else {
+        let Ok(first) = serde_json::from_slice::<FirstLine>(&reader.line) else {
             return Err(format("it does not begin like one"));
         };
         if first.log.format != FORMAT {
@@ -85,12 +71,19 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
                 first.log.format
             )));
         }
-        let header = match lines.parse()? {
+        let header = match reader.parse()? {
             Line::Log(header) if 0 <= header.after && header.after <= header.head => header,
-            _ => return Err(lines.damaged("the positions in it cannot be")),
+            _ => return Err(reader.damaged("the positions in it cannot be")),
         };
-        lines.position = header.after;
-        lines.header = header.clone();
+        let lines = Self {
+            reader,
+            header: header.clone(),
+            checksum: Checksum::default(),
+            events: 0,
+            streams: 0,
+            position: header.after,
+            stream: String::new(),
+        };
         Ok((lines, header))
     }
 
@@ -106,20 +99,19 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
         let mut reached = HashMap::new();
         let mut ids = HashSet::new();
         loop {
-            self.read_line().await?;
-            let line = self.number;
-            let parsed = self.parse()?;
-            match parsed {
+            self.reader.next().await?;
+            let line = self.reader.number;
+            match self.reader.parse()? {
                 Line::Event(event) if documents.is_empty() && self.streams == 0 => {
                     if !may_follow(events.len(), CHUNK_EVENTS) || bytes >= CHUNK_BYTES {
-                        return Err(self.damaged("a check is missing before it"));
+                        return Err(self.reader.damaged("a check is missing before it"));
                     }
                     bytes += i64::try_from(event.payload.len() + event.metadata.len()).unwrap_or(i64::MAX);
                     if event.position <= self.position || event.position > self.header.head {
-                        return Err(self.damaged("its position is out of order"));
+                        return Err(self.reader.damaged("its position is out of order"));
                     }
                     if !ids.insert(event.id) {
-                        return Err(self.damaged("its event id stands in a line before it"));
+                        return Err(self.reader.damaged("its event id stands in a line before it"));
                     }
                     check_event(line, &event, &mut reached)?;
                     self.position = event.position;
@@ -128,10 +120,10 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
                 }
                 Line::Stream(document) if events.is_empty() => {
                     if !may_follow(documents.len(), CHUNK_STREAMS) {
-                        return Err(self.damaged("a check is missing before it"));
+                        return Err(self.reader.damaged("a check is missing before it"));
                     }
                     if document.stream <= self.stream {
-                        return Err(self.damaged("its stream is out of order"));
+                        return Err(self.reader.damaged("its stream is out of order"));
                     }
                     check_document(line, &document)?;
                     self.stream.clone_from(&document.stream);
@@ -139,9 +131,9 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
                 }
                 Line::Check(check) if !events.is_empty() || !documents.is_empty() => {
                     if check != self.checksum.check() {
-                        return Err(self.damaged("the lines before it are not as they were written"));
+                        return Err(self.reader.damaged("the lines before it are not as they were written"));
                     }
-                    self.checksum.add(&self.buffer);
+                    self.checksum.add(&self.reader.line);
                     self.streams += documents.len() as u64;
                     return Ok(if events.is_empty() {
                         Chunk::Streams(documents)
@@ -153,9 +145,9 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
                     self.check_end(&end).await?;
                     return Ok(Chunk::End);
                 }
-                _ => return Err(self.damaged("it does not belong here")),
+                _ => return Err(self.reader.damaged("it does not belong here")),
             }
-            self.checksum.add(&self.buffer);
+            self.checksum.add(&self.reader.line);
         }
     }
 
@@ -170,24 +162,25 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
             sha256: check.sha256,
         };
         if *end != expected {
-            return Err(self.damaged("the counts or the checksum are not those of this file"));
+            return Err(self.reader.damaged("the counts or the checksum are not those of this file"));
         }
-        if !self.from.fill_buf().await?.is_empty() {
-            self.number += 1;
-            return Err(self.damaged("it stands behind the end"));
+        if !self.reader.from.fill_buf().await?.is_empty() {
+            self.reader.number += 1;
+            return Err(self.reader.damaged("it stands behind the end"));
         }
         Ok(())
     }
+}
 
-    /// Reads a line into the buffer, its line break included.
-    async fn read_line(&mut self) -> Result<(), ImportError> {
-        self.buffer.clear();
-        let mut line = (&mut self.from).take(MAX_LINE_BYTES);
-        line.read_until(b'\n', &mut self.buffer).await?;
-        if self.buffer.last() == Some(&b'\n') {
+impl<R: AsyncBufRead + Unpin> Reader<R> {
+    /// Goes on to the next line; its line break belongs to it.
+    async fn next(&mut self) -> Result<(), ImportError> {
+        self.line.clear();
+        (&mut self.from).take(MAX_LINE_BYTES).read_until(b'\n', &mut self.line).await?;
+        if self.line.last() == Some(&b'\n') {
             self.number += 1;
             Ok(())
-        } else if self.buffer.len() as u64 == MAX_LINE_BYTES {
+        } else if self.line.len() as u64 == MAX_LINE_BYTES {
             self.number += 1;
             Err(self.damaged("it is longer than any line of an export"))
         } else {
@@ -196,7 +189,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
     }
 
     fn parse(&self) -> Result<Line, ImportError> {
-        serde_json::from_slice(&self.buffer)
+        serde_json::from_slice(&self.line)
             .map_err(|error| self.damaged(&format!("not a line of an export ({error})")))
     }
 
