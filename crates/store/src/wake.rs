@@ -106,9 +106,6 @@ pub(crate) async fn notify_others(database: Database, elsewhere: Arc<watch::Send
         else {
             return;
         };
-        if !now.stopped {
-            tokio::time::sleep(NOTIFY_PAUSE).await;
-        }
         let mut pending = false;
         elsewhere.send_if_modified(|outgoing| {
             pending = std::mem::replace(&mut outgoing.pending, false);
@@ -120,6 +117,8 @@ pub(crate) async fn notify_others(database: Database, elsewhere: Arc<watch::Send
         if now.stopped {
             return;
         }
+        // The first hint goes at once; those of the pause share the next one. Who stops is not kept waiting.
+        let _ = tokio::time::timeout(NOTIFY_PAUSE, changes.wait_for(|outgoing| outgoing.stopped)).await;
     }
 }
 
