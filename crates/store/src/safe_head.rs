@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::database::{Database, DatabaseKind};
 use crate::event::{Event, Position};
 use crate::filter::Filter;
-use crate::read::{ReadError, select};
+use crate::read::{Query, ReadError, fetch_numbers, select};
 use crate::store::Store;
 
 /// Most holes close within this time, without a look at the lock table.
@@ -123,9 +123,9 @@ impl Store {
 
     /// The highest position that is visible; below it there may be holes.
     async fn top(&self) -> sqlx::Result<Position> {
-        let sql = "SELECT MAX(position) FROM herald_events";
-        let row: Option<(Option<Position>,)> = self.database().fetch_optional(sql, ()).await?;
-        Ok(row.and_then(|row| row.0).unwrap_or(Position::START))
+        let sql = "SELECT MAX(position), CAST(0 AS BIGINT) FROM herald_events";
+        let (top, _) = fetch_numbers(self.database(), Query::literal(sql)).await?;
+        Ok(top.map_or(Position::START, Position))
     }
 
     /// Counts on from the known head as long as there is no hole.
