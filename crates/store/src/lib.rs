@@ -13,6 +13,7 @@ mod database_error;
 mod domain_event;
 mod event;
 mod fault;
+mod file_changes;
 mod filter;
 mod json;
 mod migrate;

@@ -2,8 +2,9 @@
 //!
 //! A hint is never needed for correctness: who waits also looks again after a while. Inside a process it
 //! travels by a channel. Between processes it travels on PostgreSQL by a NOTIFY that is sent after the
-//! commit, at most one in five milliseconds (a NOTIFY inside each append serialises all commits), and on
-//! SQLite by a change counter of the file that the waiting process looks at.
+//! commit, at most one in five milliseconds (a NOTIFY inside each append serialises all commits). On SQLite the
+//! waiting process looks at a change counter of the file: when the kernel says that somebody writes, otherwise at
+//! intervals.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -14,11 +15,17 @@ use tokio::sync::watch;
 
 use crate::connection::Connection;
 use crate::database::Database;
+use crate::file_changes::FileChanges;
 
-/// NOTIFYs of one process are at least this far apart.
-const NOTIFY_PAUSE: Duration = Duration::from_millis(5);
-/// How often a waiting process looks at the change counter of an SQLite file.
+/// Hints from one process to another are at least this far apart.
+const HINT_PAUSE: Duration = Duration::from_millis(5);
+/// How often a waiting process looks at the change counter of an SQLite file where nobody tells it that it changed.
 const SQLITE_LOOK: Duration = Duration::from_millis(20);
+/// How often it looks where somebody does, in case that something was not told.
+const SQLITE_RARE_LOOK: Duration = Duration::from_millis(250);
+/// How long after it was told it looks for the first time, and twice as long after that, and so on: a commit can be
+/// seen when it is on the disk, and that is told when it is written.
+const SQLITE_FIRST_LOOK: Duration = Duration::from_millis(1);
 /// How long a lost listening connection is left alone before the next try.
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -118,7 +125,7 @@ pub(crate) async fn notify_others(database: Database, elsewhere: Arc<watch::Send
             return;
         }
         // The first hint goes at once; those of the pause share the next one. Who stops is not kept waiting.
-        let _ = tokio::time::timeout(NOTIFY_PAUSE, changes.wait_for(|outgoing| outgoing.stopped)).await;
+        let _ = tokio::time::timeout(HINT_PAUSE, changes.wait_for(|outgoing| outgoing.stopped)).await;
     }
 }
 
@@ -150,17 +157,27 @@ async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
                 listener.try_recv().await?;
             }
         }
-        Database::Sqlite { .. } => {
+        Database::Sqlite { file, .. } => {
             let Connection::Sqlite(mut connection) = database.reader().await? else { return Ok(()) };
-            let mut seen = 0_i64;
+            let (mut seen, mut told, mut pause) = (0_i64, None, Duration::ZERO);
             loop {
                 // Counts the commits of other connections to this file, as this connection sees them.
                 let now = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *connection).await?;
-                if now != seen {
+                let is_news = now != seen;
+                if is_news {
                     seen = now;
                     signal.heard();
                 }
-                tokio::time::sleep(SQLITE_LOOK).await;
+                // After the first look its log of commits is there, and before the second one it is watched.
+                let changes = told.get_or_insert_with(|| FileChanges::watch(file));
+                let longest = if changes.are_told() { SQLITE_RARE_LOOK } else { SQLITE_LOOK };
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => pause = (pause * 2).clamp(SQLITE_FIRST_LOOK, longest),
+                    () = changes.wait() => {
+                        pause = SQLITE_FIRST_LOOK;
+                        tokio::time::sleep(if is_news { HINT_PAUSE } else { pause }).await;
+                    }
+                }
             }
         }
     }
