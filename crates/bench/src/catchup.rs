@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::BoxError;
 use crate::databases::Bench;
-use crate::rounds::{Caller, Line, Plan, print_table};
+use crate::rounds::{Caller, Contender, Done, Line, Plan, print_table};
 
 /// Events in the log.
 const EVENTS: u32 = 200_000;
@@ -34,11 +34,11 @@ enum Handler {
 
 /// Measures both handlers on both databases and prints the table.
 pub(crate) async fn measure(plan: &Plan) -> Result<(), BoxError> {
-    let mut lines = on(plan, Bench::sqlite()?).await?;
-    if let Some(bench) = Bench::postgres().await? {
+    let mut lines = Vec::new();
+    for bench in Bench::both().await? {
         lines.extend(on(plan, bench).await?);
     }
-    print_table("events/s", &lines);
+    print_table("Herald ÷ this", &lines);
     Ok(())
 }
 
@@ -49,10 +49,10 @@ async fn on(plan: &Plan, bench: Bench) -> Result<Vec<Line>, BoxError> {
     for (handler, what) in
         [(Handler::Count, "a handler that counts"), (Handler::Inbox, "the inbox projector")]
     {
-        let raw = vec![ByHand { store: store.clone(), handler }];
-        let herald = vec![Herald::new(&store, handler)?];
-        // One call is one catch-up of the whole log, and one turn is one call.
-        lines.push(plan.compare_whole_runs(bench.name(), what.to_owned(), EVENTS, raw, herald).await?);
+        let by_hand = Contender::new("by hand", [ByHand { store: store.clone(), handler }]);
+        let herald = Contender::new("Herald", [Herald::new(&store, handler)?]);
+        // One call is one catch-up of the whole log.
+        lines.extend(plan.of_whole_runs().compare(bench.name(), what, vec![by_hand, herald]).await?);
     }
     store.close().await;
     bench.clean_up().await?;
@@ -106,8 +106,9 @@ impl Herald {
     }
 }
 
+#[async_trait]
 impl Caller for Herald {
-    async fn call(&mut self) -> Result<(), BoxError> {
+    async fn call(&mut self) -> Result<Done, BoxError> {
         let this = Criteria::id(self.id);
         self.engine.set_up(&this, false).await?;
         let report = self.engine.boot(&this, None).await?;
@@ -117,7 +118,7 @@ impl Caller for Herald {
             "every event counts: {report:?}"
         );
         self.engine.remove(&this, "measured").await?;
-        Ok(())
+        Ok(Done::events(EVENTS as usize))
     }
 }
 
@@ -198,8 +199,9 @@ impl ByHand {
     }
 }
 
+#[async_trait]
 impl Caller for ByHand {
-    async fn call(&mut self) -> Result<(), BoxError> {
+    async fn call(&mut self) -> Result<Done, BoxError> {
         self.prepare().await?;
         let (mut position, mut count) = (0, 0_usize);
         loop {
@@ -227,7 +229,7 @@ impl Caller for ByHand {
             count += rows.len();
         }
         assert_eq!(u32::try_from(count), Ok(EVENTS), "every event counts");
-        Ok(())
+        Ok(Done::events(count))
     }
 }
 

@@ -3,7 +3,12 @@
 //! ```text
 //! cargo run --release -p bench -- append
 //! cargo run --release -p bench -- append --rounds 15 --turns 40
-//! cargo run --release -p bench -- catchup --rounds 5
+//! cargo run --release -p bench -- read
+//! cargo run --release -p bench -- read --events 2000000
+//! cargo run --release -p bench -- wake
+//! cargo run --release -p bench -- memory
+//! cargo run --release -p bench -- growth --events 10000000
+//! cargo run --release -p bench -- catchup
 //! cargo run --release -p bench -- disturb --seconds 4
 //! ```
 //!
@@ -19,7 +24,12 @@
 mod append;
 mod catchup;
 mod databases;
+mod filled_log;
+mod growth;
+mod memory;
+mod read;
 mod rounds;
+mod wake;
 
 use std::process::ExitCode;
 
@@ -38,10 +48,24 @@ struct Arguments {
 enum Measurement {
     /// Single appends and batches, by one caller and by many.
     Append(rounds::Plan),
+    /// Pages of everything and of what a filter wants, and finding few events among many.
+    Read(read::Arguments),
+    /// From an append to the moment at which a waiting reader has the event, here and in another process.
+    Wake(rounds::Plan),
+    /// The most memory that a process needs which reads a million events.
+    Memory(memory::Arguments),
+    /// What appending, reading and opening cost in logs of ten thousand events and more.
+    Growth(growth::Arguments),
     /// Catching up with 200,000 events, counting them and filling inboxes.
     Catchup(rounds::Plan),
     /// Appenders and readers while somebody gets in their way: nothing lost, nothing doubled, nobody held up. Fails otherwise.
     Disturb(disturb::Arguments),
+    /// A process that waits for events.
+    #[command(hide = true)]
+    WakeChild(wake::ChildArguments),
+    /// A process that reads.
+    #[command(hide = true)]
+    MemoryChild(memory::ChildArguments),
     /// A process that disturbs.
     #[command(hide = true)]
     DisturbChild(disturb::ChildArguments),
@@ -51,6 +75,12 @@ enum Measurement {
 async fn main() -> Result<ExitCode, BoxError> {
     match Arguments::parse().measurement {
         Measurement::Append(plan) => append::measure(&plan).await?,
+        Measurement::Read(arguments) => read::measure(&arguments).await?,
+        Measurement::Wake(plan) => wake::measure(&plan).await?,
+        Measurement::Memory(arguments) => memory::measure(&arguments).await?,
+        Measurement::Growth(arguments) => growth::measure(&arguments).await?,
+        Measurement::WakeChild(arguments) => wake::be_child(&arguments).await?,
+        Measurement::MemoryChild(arguments) => memory::be_child(&arguments).await?,
         Measurement::Catchup(plan) => catchup::measure(&plan).await?,
         Measurement::Disturb(arguments) => {
             if !disturb::measure(&arguments).await? {

@@ -33,7 +33,7 @@ impl Errand {
         self.0.send_modify(|state| state.is_stopped = true);
     }
 
-    /// Runs it whenever it is wanted, for all who ask within a pause, until it is stopped.
+    /// Runs it whenever it is wanted, but at most once in a pause, until it is stopped.
     pub(crate) async fn run<F: Future<Output = ()>>(self, pause: Duration, errand: impl Fn() -> F) {
         let mut changes = self.0.subscribe();
         loop {
@@ -42,10 +42,6 @@ impl Errand {
             else {
                 return;
             };
-            if !now.is_stopped {
-                // Who closes does not wait for company.
-                let _ = tokio::time::timeout(pause, changes.wait_for(|state| state.is_stopped)).await;
-            }
             let mut is_wanted = false;
             self.0.send_if_modified(|state| {
                 is_wanted = std::mem::replace(&mut state.is_wanted, false);
@@ -57,6 +53,8 @@ impl Errand {
             if now.is_stopped {
                 return;
             }
+            // The first goes at once; those who ask within the pause share the next one. Who closes does not wait.
+            let _ = tokio::time::timeout(pause, changes.wait_for(|state| state.is_stopped)).await;
         }
     }
 }

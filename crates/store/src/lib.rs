@@ -18,6 +18,7 @@ mod event;
 mod export;
 mod export_format;
 mod fault;
+mod file_changes;
 mod filter;
 mod guard;
 mod hooks;

@@ -19,6 +19,7 @@ pub(crate) use self::inspect::{Inspected, inspect};
 pub use self::pages::{Events, Pages};
 pub(crate) use self::query::{Bound, Query, category_expression};
 use self::query::{Plan, Range, stream_before, stream_from};
+pub(crate) use self::row::fetch_numbers;
 use self::row::{Rows, fetch, fetch_in};
 use crate::event::{Event, Position, Version};
 use crate::filter::Filter;
@@ -360,7 +361,7 @@ impl Store {
 
     /// Reads a row of two numbers.
     async fn numbers(&self, query: Query) -> Result<(Option<i64>, i64), ReadError> {
-        Ok(row::fetch_numbers(self.database(), query).await?)
+        Ok(fetch_numbers(self.database(), query).await?)
     }
 
     /// The limit of rows for a statement. Where the events of late were large, no more are asked for than will fit

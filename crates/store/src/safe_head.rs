@@ -32,7 +32,7 @@ pub(crate) use self::waited::Waited;
 use crate::database::Database;
 use crate::event::{Event, Position};
 use crate::filter::Filter;
-use crate::read::{ReadError, select};
+use crate::read::{Query, ReadError, fetch_numbers, select};
 use crate::store::Store;
 
 /// Most holes close within this time, without a look at the lock table.
@@ -198,9 +198,9 @@ impl Store {
     /// Looks for the end of the log, and for what others have published meanwhile.
     async fn top(&self) -> sqlx::Result<Top> {
         let Database::Postgres { pool, known } = self.database() else {
-            let sql = "SELECT MAX(position) FROM herald_events";
-            let row: Option<(Option<Position>,)> = self.database().fetch_optional(sql, ()).await?;
-            let position = row.and_then(|row| row.0).unwrap_or(Position::START);
+            let sql = "SELECT MAX(position), CAST(0 AS BIGINT) FROM herald_events";
+            let (top, _) = fetch_numbers(self.database(), Query::literal(sql)).await?;
+            let position = top.map_or(Position::START, Position);
             return Ok(Top { position, run: Run::default(), is_standby: false });
         };
         let run = known.floor().run;

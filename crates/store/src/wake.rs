@@ -2,8 +2,9 @@
 //!
 //! A hint is never needed for correctness: who waits also looks again after a while. Inside a process it
 //! travels by a channel. Between processes it travels on PostgreSQL by a NOTIFY that is sent after the
-//! commit, at most one in five milliseconds (a NOTIFY inside each append serialises all commits), and on
-//! SQLite by a change counter of the file that the waiting process looks at.
+//! commit, at most one in five milliseconds (a NOTIFY inside each append serialises all commits). On SQLite the
+//! waiting process looks at a change counter of the file: when the kernel says that somebody writes, otherwise at
+//! intervals.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +15,17 @@ use tokio::task::JoinHandle;
 
 use crate::database::Database;
 use crate::errand::Errand;
+use crate::file_changes::FileChanges;
 
-/// NOTIFYs of one process are at least this far apart.
-const NOTIFY_PAUSE: Duration = Duration::from_millis(5);
-/// How often a waiting process looks at the change counter of an SQLite file.
+/// Hints from one process to another are at least this far apart.
+const HINT_PAUSE: Duration = Duration::from_millis(5);
+/// How often a waiting process looks at the change counter of an SQLite file where nobody tells it that it changed.
 const SQLITE_LOOK: Duration = Duration::from_millis(20);
+/// How often it looks where somebody does, in case that something was not told.
+const SQLITE_RARE_LOOK: Duration = Duration::from_millis(250);
+/// How long after it was told it looks for the first time, and twice as long after that, and so on: a commit can be
+/// seen when it is on the disk, and that is told when it is written.
+const SQLITE_FIRST_LOOK: Duration = Duration::from_millis(1);
 /// How long a lost listening connection is left alone before the next try.
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -93,7 +100,7 @@ pub(crate) async fn notify_others(database: Database, elsewhere: Errand) {
             tracing::debug!(%error, "could not notify other processes; they will look by themselves");
         }
     };
-    elsewhere.run(NOTIFY_PAUSE, notify).await;
+    elsewhere.run(HINT_PAUSE, notify).await;
 }
 
 /// Commits of other processes are heard as long as somebody holds this: one connection for the whole process.
@@ -149,20 +156,32 @@ async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
                 listener.try_recv().await?;
             }
         }
-        Database::Sqlite { readers, .. } => {
+        Database::Sqlite { readers, file, .. } => {
             let mut connection = readers.acquire().await?;
-            let mut seen = 0_i64;
-            // Who closes the database waits until this connection is back.
-            while !readers.is_closed() {
-                // Counts the commits of other connections to this file, as this connection sees them.
-                let now = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *connection).await?;
-                if now != seen {
-                    seen = now;
-                    signal.heard();
+            let looking = async {
+                let (mut seen, mut told, mut pause) = (0_i64, None, Duration::ZERO);
+                loop {
+                    // Counts the commits of other connections to this file, as this connection sees them.
+                    let now = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut *connection).await?;
+                    let is_news = now != seen;
+                    if is_news {
+                        seen = now;
+                        signal.heard();
+                    }
+                    // After the first look its log of commits is there, and before the second one it is watched.
+                    let changes = told.get_or_insert_with(|| FileChanges::watch(file));
+                    let longest = if changes.are_told() { SQLITE_RARE_LOOK } else { SQLITE_LOOK };
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).clamp(SQLITE_FIRST_LOOK, longest),
+                        () = changes.wait() => {
+                            pause = SQLITE_FIRST_LOOK;
+                            tokio::time::sleep(if is_news { HINT_PAUSE } else { pause }).await;
+                        }
+                    }
                 }
-                tokio::time::sleep(SQLITE_LOOK).await;
-            }
-            Err(sqlx::Error::PoolClosed)
+            };
+            // Who closes the database waits until this connection is back.
+            readers.close_event().do_until(looking).await?
         }
     }
 }

@@ -25,6 +25,13 @@ pub(crate) struct Query {
     pub(crate) limit: i64,
 }
 
+impl Query {
+    /// A statement that answers one row, without values.
+    pub(crate) fn literal(text: &str) -> Self {
+        Self { text: text.to_owned(), values: Vec::new(), limit: 1 }
+    }
+}
+
 /// A value that is bound.
 #[derive(Clone, Debug)]
 pub(crate) enum Bound {

@@ -106,7 +106,7 @@ pub(super) async fn fetch_in(
 }
 
 /// Runs a statement that answers one row of two numbers.
-pub(super) async fn fetch_numbers(database: &Database, query: Query) -> sqlx::Result<(Option<i64>, i64)> {
+pub(crate) async fn fetch_numbers(database: &Database, query: Query) -> sqlx::Result<(Option<i64>, i64)> {
     match database {
         Database::Sqlite { threads, .. } => {
             let job = move |connection: &mut rusqlite::Connection| {
