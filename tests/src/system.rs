@@ -49,7 +49,6 @@ mod streams;
 mod streams_cli;
 mod tail_cli;
 mod transaction;
-mod transaction;
 mod upcasting;
 mod verify;
 mod wake;
