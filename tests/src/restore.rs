@@ -389,6 +389,10 @@ async fn s22_a_renamed_schema_is_the_same_place_and_a_reader_writes_none() {
     let reading = open(&url.replacen(&format!("{login}@"), &format!("{reader}@"), 1)).await.unwrap();
     assert_eq!(epoch(&reading), None);
     assert_eq!(store.places().await.unwrap().len(), 0);
+    // Nor does a role that may not even see where the log lives stop at that.
+    raw(&store, format!("REVOKE SELECT ON herald_log_places FROM {reader}")).await;
+    let blind = open(&url.replacen(&format!("{login}@"), &format!("{reader}@"), 1)).await.unwrap();
+    assert!(blind.place().is_none());
 }
 
 #[tokio::test]

@@ -97,26 +97,17 @@ impl Engine {
 
 type Row = (String, String, Position, Option<Position>, Option<Uuid>, Option<Uuid>, Option<Position>);
 
-/// Compares checkpoints with the log, in one snapshot.
+/// Compares checkpoints with the log, in one snapshot: of one subscription, or of all. Their number bounds it.
 async fn strays(database: &Database, id: Option<&str>) -> Result<Vec<(String, String, Stray)>, RecordError> {
-    const ALL: &str = r#"
-        SELECT id, "group", position, position_event_at, position_event_id,
-               (SELECT id FROM herald_events AS e
+    let sql = r#"
+        SELECT s.id, s."group", s.position, s.position_event_at, s.position_event_id,
+               (SELECT e.id FROM herald_events AS e
                  WHERE e.position <= s.position ORDER BY e.position DESC LIMIT 1),
                (SELECT MAX(position) FROM herald_events)
           FROM herald_subscriptions AS s
-         WHERE position IS NOT NULL"#;
-    const ONE: &str = r#"
-        SELECT id, "group", position, position_event_at, position_event_id,
-               (SELECT id FROM herald_events AS e
-                 WHERE e.position <= s.position ORDER BY e.position DESC LIMIT 1),
-               (SELECT MAX(position) FROM herald_events)
-          FROM herald_subscriptions AS s
-         WHERE position IS NOT NULL AND id = $1"#;
-    let rows: Vec<Row> = match id {
-        None => database.fetch_all(ALL, ()).await?,
-        Some(id) => database.fetch_all(ONE, (id,)).await?,
-    };
+         WHERE s.position IS NOT NULL AND (CAST($1 AS TEXT) IS NULL OR s.id = $1)
+         ORDER BY s.id"#;
+    let rows: Vec<Row> = database.fetch_all(sql, (id.map(str::to_owned),)).await?;
     Ok(rows.into_iter().filter_map(compare).collect())
 }
 

@@ -153,6 +153,9 @@ fn status(overview: &Overview, now: Timestamp) -> String {
     let since = format!("since {} ago", duration(now.since(subscription.changed_at)));
     let max = overview.max_attempts.unwrap_or(0);
     match &subscription.state {
+        State::Error { next_retry: None, .. } if subscription.attempt == 0 => {
+            format!("{status} {since}: stopped, not tried again by itself")
+        }
         State::Error { next_retry: None, .. } => {
             format!("{status} {since}: gave up, {} of {max} retries used", subscription.attempt)
         }
