@@ -73,6 +73,9 @@ both! {
         let url = restore(&database, file).await;
         let status: Said = command(&url, ["store", "assert"]).output().unwrap().into();
         status.ok();
+        // Its original is still there, so somebody has to say that this is meant.
+        let adopted: Said = command(&url, ["store", "adopt", "--yes"]).output().unwrap().into();
+        adopted.ok();
         let inbox: Said = command(&url, ["user", "inbox", "user1"]).output().unwrap().into();
         assert!(inbox.ok().starts_with("1 pending"));
         let migrations = [store::MIGRATIONS, subscription_engine::MIGRATIONS];

@@ -114,7 +114,8 @@ both! {
         assert_eq!(position(&look(&engine, "cured").await), 1);
         assert_eq!(position(&look(&engine, "kept").await), 3);
         let (_, outcome) = report.iter().find(|(id, _)| id == "cured").unwrap();
-        let Outcome::Waiting { why } = outcome else { panic!("{outcome:?}") };
+        let Outcome::Failed { failure } = outcome else { panic!("{outcome:?}") };
+        let why = failure.chain.join(": ");
         assert!(why.contains("position 2") && why.contains("Poison") && why.contains("no such bottle"), "{why}");
     }
 

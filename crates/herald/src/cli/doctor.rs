@@ -222,12 +222,17 @@ async fn clock(store: &Store) -> Result<Checked, Exit> {
 }
 
 async fn head(app: &App) -> Result<Checked, Exit> {
-    let head = app.store.head().await?;
-    Ok(if head.is_end {
-        fine("head", format!("everything up to position {} can be read", head.position))
-    } else {
-        let what = format!("an append under way holds back what stands behind position {}", head.position);
-        warning("head", what, "look again; if it stays, end the session that appends")
+    let report = app.store.explain_head().await?;
+    if !report.readers_wait() {
+        return Ok(fine("head", format!("everything up to position {} can be read", report.position)));
+    }
+    let waiting = format!("{} event(s) behind position {} wait", report.events_waiting, report.position);
+    Ok(match report.holders.first() {
+        Some(holder) => {
+            let next = format!("herald store head; to give that append up: {}", holder.ending());
+            warning("head", format!("{waiting} for {holder}"), &next)
+        }
+        None => warning("head", format!("{waiting} for an append under way"), "herald store head"),
     })
 }
 
