@@ -3,6 +3,7 @@
 //! Every command is written with spaces; the colon form of the tutorial works as well.
 
 mod clock;
+mod confirm;
 mod events;
 mod projection;
 mod store;

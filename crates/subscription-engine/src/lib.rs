@@ -8,13 +8,18 @@
 mod clock;
 mod context;
 mod cursor;
+mod dead_letters;
 mod engine;
 mod gate;
+mod letters;
 mod lifecycle;
 mod migrations;
+mod park;
+mod poison;
 mod progress;
 mod records;
 mod retry;
+mod skip;
 mod subscriber;
 mod subscription;
 mod unit;
@@ -23,10 +28,13 @@ mod worker_row;
 
 pub use clock::ClockAdvanceError;
 pub use context::{Cause, Context, ContextError, LoadedStream, PastEvent};
+pub use dead_letters::{DeadLetter, LetterFilter, Reason};
 pub use engine::{
     Criteria, Engine, EngineError, FaultPoint, Faults, Outcome, Overview, Report, Settings, WORKER_SILENCE,
 };
+pub use letters::LetterReport;
 pub use migrations::MIGRATIONS;
+pub use poison::{KeyFunction, Letters, ParkKey, Parked, Poison};
 pub use records::{BadRow, HistoryLine, RecordError};
 pub use retry::RetryStrategy;
 pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};

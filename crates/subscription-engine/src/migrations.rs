@@ -3,9 +3,17 @@
 use store::Migration;
 
 /// The migrations of the subscription engine.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    number: 2,
-    name: "subscriptions",
-    sqlite: include_str!("../../../migrations/sqlite/0002_subscriptions.sql"),
-    postgres: include_str!("../../../migrations/postgres/0002_subscriptions.sql"),
-}];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        number: 2,
+        name: "subscriptions",
+        sqlite: include_str!("../../../migrations/sqlite/0002_subscriptions.sql"),
+        postgres: include_str!("../../../migrations/postgres/0002_subscriptions.sql"),
+    },
+    Migration {
+        number: 11,
+        name: "dead_letters",
+        sqlite: include_str!("../../../migrations/sqlite/0011_dead_letters.sql"),
+        postgres: include_str!("../../../migrations/postgres/0011_dead_letters.sql"),
+    },
+];

@@ -2,14 +2,13 @@
 
 mod show;
 
-use std::io::{BufRead, IsTerminal};
-
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use store::Timestamp;
+use store::{Position, Timestamp};
 use subscription_engine::{Criteria, Outcome, Overview, Report, State, Status};
 
 use crate::app::App;
+use crate::cli::confirm::confirm;
 use crate::cli::{Global, code_of};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
@@ -47,6 +46,16 @@ pub(crate) enum Command {
     /// Set paused, failed, finished or detached subscriptions going again
     #[command(after_help = "Example:\n  herald sub reactivate inbox_1 --reason \"fixed\"")]
     Reactivate(Steering),
+    /// Move a subscription past the next event without handling it
+    #[command(
+        after_help = "Example:\n  herald sub skip inbox_1 42 --reason \"a test event that got in by mistake\""
+    )]
+    Skip {
+        /// Its id
+        id: String,
+        /// The position of the event: where it failed, or the next one that it wants
+        position: i64,
+    },
     /// Tear down what is detached: drop its tables and forget it
     #[command(after_help = "Example:\n  herald sub teardown old_1 --yes")]
     Teardown(Steering),
@@ -134,6 +143,12 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
             let report = engine.reactivate(&criteria, &reason("reactivated")).await?;
             told(global, "reactivate", &report, "nothing to reactivate")
         }
+        Command::Skip { id, position } => {
+            let why = reason_given(global, "skipped")?;
+            known(&app, Criteria::id(&id)).await?;
+            let outcome = engine.skip(&id, Position(position), why).await?;
+            told(global, "skip", &vec![(id, outcome)], "nothing to skip")
+        }
         Command::Teardown(which) => {
             let criteria = known(&app, which.criteria()).await?;
             confirm_removal(&app, global, &criteria).await?;
@@ -150,6 +165,15 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
     };
     app.store.close().await;
     result
+}
+
+/// What nobody handles any more is given up for a reason; `what` is done then.
+pub(crate) fn reason_given<'g>(global: &'g Global, what: &str) -> Result<&'g str, Exit> {
+    let reason = global.reason.as_deref().filter(|reason| !reason.trim().is_empty());
+    reason.ok_or_else(|| {
+        Exit::new(Code::Usage, format!("nothing is {what} without a reason"))
+            .with_hint("add --reason TEXT; it is kept in the history")
+    })
 }
 
 /// What is removed while a worker knows its subscriber comes back.
@@ -196,6 +220,7 @@ struct Row {
     position: Option<String>,
     lag: String,
     lag_seconds: Option<u64>,
+    dead_letters: String,
     attempt: u32,
     next_retry: Option<Timestamp>,
     note: String,
@@ -216,6 +241,7 @@ impl Row {
             position: subscription.position.map(|position| position.to_string()),
             lag: overview.lag.to_string(),
             lag_seconds: overview.waiting_since.map(|since| now.since(since).as_secs()),
+            dead_letters: subscription.letters.open.to_string(),
             attempt: subscription.attempt,
             next_retry,
             note: what_to_know(overview, now),
@@ -255,7 +281,7 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
     let overviews = app.engine.status(criteria).await?;
     let now = app.store.clock().now().await?;
     let rows: Vec<Row> = overviews.iter().map(|overview| Row::new(overview, now)).collect();
-    let header = ["ID", "GROUP", "STATUS", "POSITION", "LAG", "NOTE"];
+    let header = ["ID", "GROUP", "STATUS", "POSITION", "LAG", "DEAD", "NOTE"];
     list(global.output, global.no_header, "herald.sub.list/1", &header, &rows, None, |row| {
         vec![
             row.id.clone(),
@@ -263,12 +289,16 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
             row.status.to_string(),
             row.position.clone().unwrap_or_else(|| "-".to_owned()),
             row.lag_text(),
+            row.dead_letters.clone(),
             row.note.clone(),
         ]
     })?;
     let in_error: Vec<&Row> = rows.iter().filter(|row| row.status == Status::Error).collect();
     if let Some(first) = in_error.first() {
         note(&format!("{} in error. See why: herald sub show {}", in_error.len(), first.id));
+    }
+    if rows.iter().any(|row| row.dead_letters != "0") {
+        note("There are dead letters. See them: herald dlq list");
     }
     Ok(())
 }
@@ -313,6 +343,15 @@ pub(crate) fn outcome_text(outcome: &Outcome) -> String {
         }
         Outcome::CaughtUp { events } => format!("caught up, {events} event(s) handled"),
         Outcome::LimitReached { events } => format!("limit reached, {events} event(s) handled"),
+        Outcome::Parked { events, parked, at_head } => {
+            let done = if *at_head { "caught up" } else { "limit reached" };
+            let first = &parked.first;
+            format!(
+                "{done}, {events} event(s) handled, {} set aside as dead letter(s), first position {} ({}): {}",
+                parked.letters, first.position, first.event_type, parked.why
+            )
+        }
+        Outcome::Skipped { position, to } => format!("skipped position {position}, is {to}"),
         Outcome::Busy => "another worker has it".to_owned(),
         Outcome::Waiting { why } => format!("waiting: {why}"),
         Outcome::Refused { why } => why.clone(),
@@ -340,6 +379,10 @@ async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Res
                 rows.map_or_else(String::new, |n| format!(" with {n} rows"))
             ));
         }
+        let letters = overview.subscription.letters.open;
+        if letters > 0 {
+            consequences.push(format!("forgets {letters} dead letters of {}", overview.subscription.id));
+        }
         if overview.subscription.run_mode == subscription_engine::RunMode::FromNow {
             let id = &overview.subscription.id;
             consequences.push(format!("events until the next set-up of {id} will not be delivered to it"));
@@ -347,15 +390,5 @@ async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Res
     }
     let ids: Vec<&str> = overviews.iter().map(|overview| overview.subscription.id.as_str()).collect();
     let what = format!("removing {} {}", ids.join(", "), consequences.join("; "));
-    let input = std::io::stdin();
-    if !input.is_terminal() {
-        return Err(Exit::new(Code::Usage, format!("{what}, and needs confirmation")).with_hint("add --yes"));
-    }
-    note(&format!("{what}. Continue? [y/N]"));
-    let mut answer = String::new();
-    input.lock().read_line(&mut answer)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Exit::new(Code::Usage, "not confirmed; nothing was removed")),
-    }
+    confirm(global, &what, "removed")
 }
