@@ -6,6 +6,7 @@ mod append_model;
 mod bad_input;
 mod crash;
 mod dead_letters;
+mod dead_letters_cli;
 mod dead_letters_model;
 mod demo;
 mod disturbances;

@@ -4,6 +4,7 @@
 
 mod clock;
 mod confirm;
+mod dlq;
 mod events;
 mod projection;
 mod store;
@@ -22,7 +23,7 @@ use crate::exit::Exit;
 use crate::output::Format;
 use crate::{demo, worker};
 
-pub(crate) use sub::{known, outcome_text};
+pub(crate) use sub::{known, outcome_text, reason_given};
 
 /// An event log, subscriptions that never skip an event, and the notifications they deliver.
 #[derive(Debug, Parser)]
@@ -74,6 +75,9 @@ enum Command {
     /// See and steer subscriptions
     #[command(subcommand, alias = "subscription")]
     Sub(sub::Command),
+    /// Dead letters: events that a subscription could not handle and set aside
+    #[command(subcommand, visible_alias = "dead-letters")]
+    Dlq(dlq::Command),
     /// The projections, by the names people know
     #[command(subcommand)]
     Projection(projection::Command),
@@ -89,8 +93,20 @@ enum Command {
 }
 
 /// The nouns whose verbs may follow a colon.
-const NOUNS: [&str; 10] =
-    ["user", "sub", "subscription", "projection", "store", "eventstore", "db", "events", "clock", "channel"];
+const NOUNS: [&str; 12] = [
+    "user",
+    "sub",
+    "subscription",
+    "dlq",
+    "dead-letters",
+    "projection",
+    "store",
+    "eventstore",
+    "db",
+    "events",
+    "clock",
+    "channel",
+];
 
 /// Turns `noun:verb` into two words, where a command stands.
 pub(crate) fn with_spaces(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
@@ -122,6 +138,7 @@ impl Cli {
             Command::Demo(arguments) => return demo::run(arguments).await,
             Command::User(command) => user::run(&config()?, global, command).await?,
             Command::Sub(command) => sub::run(&config()?, global, command).await?,
+            Command::Dlq(command) => dlq::run(&config()?, global, command).await?,
             Command::Projection(command) => projection::run(&config()?, global, command).await?,
             Command::Store(command) => store::run(&config()?, global, command).await?,
             Command::Events(command) => events::run(&config()?, global, command).await?,
