@@ -400,6 +400,19 @@ both! {
         assert_refused(gone, "there is no such subscription");
     }
 
+    /// E-33: what its subscriber does not want any more is let go, and that is said.
+    async fn e33_what_nobody_wants_any_more_is_let_go(database: TestDatabase) {
+        let store = database.store().await;
+        let before = engine(&store, vec![picky(parking(), &Bad::at([1]))]);
+        happened(&store, "a-1 a-1").await;
+        before.catch_up(&Criteria::all()).await.unwrap();
+        let after = engine(&store, vec![Arc::new(Scripted::idle(parking().on(["Else"])))]);
+        assert_eq!(retry(&after, LetterFilter::default()).await, done(2));
+        assert_eq!((handled(&store).await, letters(&after).await), (vec![], vec![]));
+        let history = after.history("picky", 2).await.unwrap();
+        assert!(history.iter().all(|line| line.why.contains("does not want any more: mended")), "{history:?}");
+    }
+
     /// E-11, E-14: letters end with their subscription, and when all of its events come again.
     async fn e11_e14_removal_and_replay_forget_letters(database: TestDatabase) {
         let store = database.store().await;

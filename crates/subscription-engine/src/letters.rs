@@ -186,8 +186,18 @@ impl Engine {
     ) -> Result<Tried, EngineError> {
         let id = registered.definition.id();
         let mut events = self.event_of(letter).await?;
-        // What its subscriber does not want any more is handled by that.
         events.retain(|event| registered.definition.filter.matches(event));
+        let position = letter.event.position;
+        let line = match letter.reason {
+            _ if events.is_empty() => Some(format!(
+                "let go of the dead letter at position {position}, which its subscriber does not want any more: \
+                 {reason}"
+            )),
+            Reason::Failed { .. } => {
+                Some(format!("handled the dead letter at position {position}: {reason}"))
+            }
+            Reason::Behind { .. } => None,
+        };
         let now = self.clock().now().await?;
         let seen;
         let context = if self.has_row_locks() {
@@ -209,7 +219,7 @@ impl Engine {
             return Ok(Tried::Stopped(refused(why)));
         }
         let part = match unit::work(self, registered, &events, context).await {
-            Ok(context) => self.close(&seen, letter, context, (now, reason)).await?,
+            Ok(context) => self.close(&seen, letter, context, (now, line)).await?,
             Err(part) => Some(part),
         };
         Ok(match part {
@@ -224,20 +234,21 @@ impl Engine {
         })
     }
 
-    /// Takes the letter away in the transaction that handled it; none if it is not as it was any more.
+    /// Takes the letter away in the transaction that handled it, with a line of history; none if it is not as it was
+    /// any more.
     async fn close(
         &self,
         seen: &Subscription,
         letter: &DeadLetter,
         mut context: Context<'_>,
-        how: (Timestamp, &str),
+        line: (Timestamp, Option<String>),
     ) -> Result<Option<Part>, EngineError> {
         // A handler that wrote nothing has not opened the transaction yet.
         if let Err(error) = context.tx().await {
             return unit::not_begun(error).map(Some);
         }
         let (Some(mut tx), appends) = context.take() else { return Ok(Some(Part::Busy)) };
-        let taken = match self.take(&mut tx, seen, letter, how).await {
+        let taken = match self.take(&mut tx, seen, letter, line).await {
             Ok(taken) => taken,
             // The handler swallowed a failed statement, or the connection is gone.
             Err(error) => {
@@ -257,15 +268,14 @@ impl Engine {
         tx: &mut Tx,
         seen: &Subscription,
         letter: &DeadLetter,
-        (now, reason): (Timestamp, &str),
+        (now, line): (Timestamp, Option<String>),
     ) -> Result<bool, records::RecordError> {
         if !dead_letters::take(tx, letter).await? {
             return Ok(false);
         }
         records::count_letters_out(tx, &seen.id, 1).await?;
-        if let Reason::Failed { .. } = letter.reason {
-            let why = format!("handled the dead letter at position {}: {reason}", letter.event.position);
-            records::note(tx, seen, now, &[why], self.who()).await?;
+        if let Some(line) = line {
+            records::note(tx, seen, now, &[line], self.who()).await?;
         }
         Ok(true)
     }
