@@ -117,8 +117,12 @@ fn synced_for_certain(folder: &Path) -> u64 {
 
 async fn open_copy(file: &Path) -> Store {
     let migrations = [store::MIGRATIONS, subscription_engine::MIGRATIONS];
-    let url = format!("sqlite:{}", file.display());
-    let store = Store::open(&url, &store::Options::default(), &migrations).await.unwrap();
+    let (url, options) = (format!("sqlite:{}", file.display()), store::Options::default());
+    // Beside its original it is a copy until somebody says that this is meant.
+    let looking = Store::open_to_look(&url, &options, &migrations).await.unwrap();
+    looking.adopt("the power was cut", "a test").await.unwrap();
+    looking.close().await;
+    let store = Store::open(&url, &options, &migrations).await.unwrap();
     let (sound,): (String,) =
         store.database().fetch_optional("PRAGMA integrity_check", ()).await.unwrap().unwrap();
     assert_eq!(sound, "ok");

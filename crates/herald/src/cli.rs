@@ -4,6 +4,7 @@
 
 mod clock;
 mod confirm;
+mod dlq;
 mod doctor;
 mod events;
 mod projection;
@@ -24,7 +25,7 @@ use crate::exit::Exit;
 use crate::output::Format;
 use crate::{demo, worker};
 
-pub(crate) use sub::{known, outcome_text};
+pub(crate) use sub::{known, outcome_text, reason_given};
 
 /// An event log, subscriptions that never skip an event, and the notifications they deliver.
 #[derive(Debug, Parser)]
@@ -76,6 +77,9 @@ enum Command {
     /// See and steer subscriptions
     #[command(subcommand, alias = "subscription")]
     Sub(sub::Command),
+    /// Dead letters: events that a subscription could not handle and set aside
+    #[command(subcommand, visible_alias = "dead-letters")]
+    Dlq(dlq::Command),
     /// The projections, by the names people know
     #[command(subcommand)]
     Projection(projection::Command),
@@ -97,10 +101,12 @@ enum Command {
 }
 
 /// The nouns whose verbs may follow a colon.
-const NOUNS: [&str; 12] = [
+const NOUNS: [&str; 14] = [
     "user",
     "sub",
     "subscription",
+    "dlq",
+    "dead-letters",
     "projection",
     "store",
     "eventstore",
@@ -142,6 +148,7 @@ impl Cli {
             Command::Demo(arguments) => return demo::run(arguments).await,
             Command::User(command) => user::run(&config()?, global, command).await?,
             Command::Sub(command) => sub::run(&config()?, global, command).await?,
+            Command::Dlq(command) => dlq::run(&config()?, global, command).await?,
             Command::Projection(command) => projection::run(&config()?, global, command).await?,
             Command::Store(command) => store::run(&config()?, global, command).await?,
             Command::Events(command) => return events::run(&config()?, global, command).await,

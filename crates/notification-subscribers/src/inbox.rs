@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use store::{DomainEvent, Event, Store, Timestamp};
-use subscription_engine::{BoxError, Context, Definition, Subscriber};
+use subscription_engine::{BoxError, Context, Definition, Poison, Subscriber};
 
 use crate::events::{UserHasAcknowledgedNotification, UserWasNotified};
 
@@ -18,6 +18,8 @@ impl Subscriber for InboxProjector {
         Definition::projector("inbox_1")
             .known_as("acme.notifications:inbox")
             .on([UserWasNotified::TYPE, UserHasAcknowledgedNotification::TYPE])
+            // An event that cannot be read holds up the inbox of its user, and nobody else's.
+            .with_poison(Poison::park())
             .with_table("inbox", "acme_notifications_inbox")
     }
 

@@ -199,9 +199,14 @@ impl Database {
         let refused = |source| ConnectError::Refused { target, source };
         let first = tokio::time::timeout(CONNECT_TIMEOUT, connect.clone().connect()).await;
         let silent = || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer"));
-        let first = first.map_err(|_| silent()).and_then(|first| first).map_err(refused)?;
-        let _ = first.close().await;
-        let known = Arc::new(Known::default());
+        let identified = async {
+            let mut first = first.map_err(|_| silent()).and_then(|first| first)?;
+            let known = Known::default();
+            identify(&mut first, &known).await?;
+            let _ = first.close().await;
+            Ok(known)
+        };
+        let known = Arc::new(identified.await.map_err(refused)?);
         let (of_connections, of_uses) = (Arc::clone(&known), Arc::clone(&known));
         let pool = PgPoolOptions::new()
             .max_connections(options.connections)

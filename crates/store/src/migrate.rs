@@ -115,6 +115,25 @@ pub enum MigrateError {
     Database(#[from] sqlx::Error),
 }
 
+/// The functions look for their tables in the schema in which they were made, by its name. If that got another name
+/// since, they are told.
+const FUNCTIONS_COME_ALONG: &str = "DO $$
+DECLARE
+    home   text := quote_ident(current_schema()) || ', pg_temp';
+    lost   regprocedure;
+BEGIN
+    FOR lost IN SELECT oid::regprocedure
+                  FROM pg_proc
+                 WHERE pronamespace = current_schema()::regnamespace
+                   AND proname LIKE 'herald\\_%'
+                   AND EXISTS (SELECT FROM unnest(proconfig) AS setting
+                                WHERE setting LIKE 'search_path=%' AND setting <> 'search_path=' || home)
+    LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path TO %I, pg_temp', lost, current_schema());
+    END LOOP;
+END
+$$";
+
 /// Taken by whoever migrates; the number is ours and means nothing to anybody else.
 const MIGRATION_LOCK: i64 = 0x6865_7261_6C64;
 
@@ -200,6 +219,9 @@ pub(crate) async fn migrate(store: &Store, tx: &mut Tx, known: &[Migration]) -> 
         tx.connection().run(sql).await.map_err(failed)?;
         tx.execute("INSERT INTO herald_migrations (number, name) VALUES ($1, $2)", (number, name)).await?;
         tracing::info!(migration = number, "ran migration {number:04}_{name}");
+    }
+    if let connection @ Connection::Postgres(_) = tx.connection() {
+        connection.run(FUNCTIONS_COME_ALONG).await?;
     }
     Ok(missing.len())
 }

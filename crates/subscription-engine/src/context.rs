@@ -30,6 +30,8 @@ pub struct Context<'a> {
     definition: &'a Definition,
     /// The row as it was when this unit was planned; claimed again when the transaction opens.
     seen: &'a Subscription,
+    /// Whether the row is still as this unit needs it.
+    still_fits: fn(&Subscription, &Subscription) -> bool,
     tx: Option<Tx>,
     /// Whose connection that is on the server.
     session: Option<Session>,
@@ -108,6 +110,7 @@ impl<'a> Context<'a> {
             engine,
             definition,
             seen,
+            still_fits: unchanged,
             tx: None,
             session: None,
             passage: None,
@@ -115,6 +118,11 @@ impl<'a> Context<'a> {
             appends: Vec::new(),
             ordinals: HashMap::new(),
         }
+    }
+
+    /// A context for work that does not move the position: it may move meanwhile, the state may not change.
+    pub(crate) fn in_any_place(self) -> Self {
+        Self { still_fits: |seen, now| seen.state == now.state, ..self }
     }
 
     /// A context around a transaction that already holds the claim.
@@ -139,7 +147,9 @@ impl<'a> Context<'a> {
             drop(queued);
             self.writing.send_replace(Writing::Since(Instant::now()));
             match records::claim(&mut tx, &self.seen.id).await {
-                Ok(Claim::Held(now, session)) if unchanged(self.seen, &now) => self.session = Some(session),
+                Ok(Claim::Held(now, session)) if (self.still_fits)(self.seen, &now) => {
+                    self.session = Some(session);
+                }
                 Ok(_) => {
                     tx.rollback().await;
                     return Err(ContextError::Busy);
@@ -218,7 +228,7 @@ impl<'a> Context<'a> {
 
 /// The row still says what this unit was planned on.
 pub(crate) fn unchanged(seen: &Subscription, now: &Subscription) -> bool {
-    let tries = |of: &Subscription| (of.attempt, of.failing_position);
+    let tries = |of: &Subscription| (of.attempt, of.failing_position, of.letters);
     seen.state == now.state && seen.position == now.position && tries(seen) == tries(now)
 }
 

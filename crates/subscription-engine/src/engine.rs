@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use store::{Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
 
 use crate::gate::Gate;
+use crate::poison::{Letters, Parked};
 use crate::records::{self, HistoryLine, RecordError};
 use crate::subscriber::{Definition, Registered, Registry, RunMode};
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
@@ -115,6 +116,13 @@ pub enum Outcome {
         /// What it is.
         to: Status,
     },
+    /// It moved past this event without handling it.
+    Skipped {
+        /// Where the event stands.
+        position: Position,
+        /// What it is now.
+        to: Status,
+    },
     /// It was removed; the failure is of its teardown, which did not keep it.
     Removed {
         /// What went wrong when it was torn down.
@@ -129,6 +137,15 @@ pub enum Outcome {
     LimitReached {
         /// How many.
         events: u64,
+    },
+    /// It handled so many events and set others aside as dead letters, as its poison policy says.
+    Parked {
+        /// How many it handled.
+        events: u64,
+        /// What it set aside.
+        parked: Parked,
+        /// Whether it stands at the head; if not, the limit was reached.
+        at_head: bool,
     },
     /// Another worker has it.
     Busy,
@@ -315,6 +332,8 @@ impl Engine {
             position: None,
             attempt: 0,
             failing_position: None,
+            failing_since: None,
+            letters: Letters::default(),
             clean_up: definition.table_names().unwrap_or_default(),
             created_at: now,
             changed_at: now,

@@ -76,8 +76,7 @@ impl Engine {
         subscription.state = next(&subscription.state, Transition::SetUp { skip_booting })?;
         subscription.position = position;
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();
-        subscription.attempt = 0;
-        subscription.changed_at = now;
+        subscription = Subscription { changed_at: now, ..subscription.without_attempts() };
         records::save(&mut tx, &subscription, from, "set up", self.who()).await?;
         tx.commit().await?;
         self.store().announce();
@@ -186,8 +185,7 @@ impl Engine {
             Ok(state) => subscription.state = state,
         }
         if transition == Transition::Reactivate {
-            subscription.attempt = 0;
-            subscription.failing_position = None;
+            subscription = subscription.without_attempts();
         }
         subscription.changed_at = now;
         records::save(&mut tx, &subscription, from, why, self.who()).await?;
@@ -317,7 +315,8 @@ impl Engine {
     }
 
     async fn delete(&self, mut tx: Tx, subscription: &Subscription, why: &str) -> Result<(), EngineError> {
-        records::delete(&mut tx, subscription, why, self.who()).await?;
+        let why = self.forget_letters(&mut tx, subscription, why).await?;
+        records::delete(&mut tx, subscription, &why, self.who()).await?;
         tx.commit().await?;
         self.store().announce();
         tracing::info!(subscription = subscription.id, "{} is removed", subscription.id);

@@ -16,4 +16,10 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0008_checkpoint_event.sql"),
         postgres: include_str!("../../../migrations/postgres/0008_checkpoint_event.sql"),
     },
+    Migration {
+        number: 11,
+        name: "dead_letters",
+        sqlite: include_str!("../../../migrations/sqlite/0011_dead_letters.sql"),
+        postgres: include_str!("../../../migrations/postgres/0011_dead_letters.sql"),
+    },
 ];

@@ -9,6 +9,7 @@ use crate::context::unchanged;
 use crate::cursor::Cursor;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::lifecycle::{Hook, no_code};
+use crate::poison::{Letters, Parked};
 use crate::records::{self, Claim};
 use crate::retry::RetryStrategy;
 use crate::subscriber::{Kind, RunMode};
@@ -20,6 +21,8 @@ use crate::unit::{self, FailsAt, Unit};
 pub(crate) enum Step {
     /// It handled so many events; look again at once.
     Moved(usize),
+    /// It handled so many events and set others aside; look again at once.
+    Parked(usize, Parked),
     /// Its state changed; look again at once.
     Changed,
     /// It has nothing to do, until then or until something happens.
@@ -28,6 +31,15 @@ pub(crate) enum Step {
     Busy,
     /// Something passing is in the way.
     Stalled(String),
+}
+
+/// What a subscription came to that handled so many events and set some aside.
+fn done(events: u64, parked: Option<Parked>, at_head: bool) -> Outcome {
+    match parked {
+        Some(parked) => Outcome::Parked { events, parked, at_head },
+        None if at_head => Outcome::CaughtUp { events },
+        None => Outcome::LimitReached { events },
+    }
 }
 
 impl Engine {
@@ -48,7 +60,7 @@ impl Engine {
     /// handled as well.
     pub async fn catch_up(&self, criteria: &Criteria) -> Result<Report, EngineError> {
         let rounds = self.settings().catch_up_rounds;
-        let mut handled = BTreeMap::<String, u64>::new();
+        let mut handled = BTreeMap::<String, (u64, Option<Parked>)>::new();
         for _ in 0..rounds {
             let before = self.store().head().await?.position;
             let mut report = self.set_up(criteria, false).await?;
@@ -57,14 +69,21 @@ impl Engine {
             report.retain(|(_, outcome)| !matches!(outcome, Outcome::Became { .. }));
             report.extend(self.boot(criteria, None).await?);
             report.extend(self.run(criteria, None).await?);
-            let moved = |outcome: &Outcome| matches!(outcome, Outcome::CaughtUp { events } if *events > 0);
+            let moved = |outcome: &Outcome| match outcome {
+                Outcome::CaughtUp { events } => *events > 0,
+                Outcome::Parked { .. } => true,
+                _ => false,
+            };
             let idle = set_up == 0 && !report.iter().any(|(_, outcome)| moved(outcome));
             for (id, outcome) in &mut report {
-                if let Outcome::CaughtUp { events } = outcome {
-                    let total = handled.entry(id.clone()).or_default();
-                    *total += *events;
-                    *events = *total;
-                }
+                let (events, parked) = match outcome {
+                    Outcome::CaughtUp { events } => (*events, None),
+                    Outcome::Parked { events, parked, .. } => (*events, Some(parked.clone())),
+                    _ => continue,
+                };
+                let total = handled.entry(id.clone()).or_default();
+                *total = (total.0 + events, Parked::and(total.1.take(), parked));
+                *outcome = done(total.0, total.1.clone(), true);
             }
             if idle && self.store().head().await?.position == before {
                 return Ok(report);
@@ -111,7 +130,7 @@ impl Engine {
         // Subscribers that feed themselves would never be done with a head that moves on.
         let goal = self.store().head().await?.position;
         let mut cursor = Cursor::new();
-        let mut events = 0;
+        let (mut events, mut parked) = (0, None);
         let mut worked = false;
         loop {
             let Some(seen) = records::load(self.store().database(), id).await? else { return Ok(None) };
@@ -126,7 +145,7 @@ impl Engine {
                     State::Error { next_retry: Some(at), .. } => {
                         Some(Outcome::Waiting { why: format!("it failed and is tried again at {at}") })
                     }
-                    State::Active | State::Finished if worked => Some(Outcome::CaughtUp { events }),
+                    State::Active | State::Finished if worked => Some(done(events, parked, true)),
                     state if worked => {
                         Some(Outcome::Refused { why: format!("it became {}", state.status()) })
                     }
@@ -136,9 +155,10 @@ impl Engine {
             if self.registered(id).is_none() {
                 return Ok(Some(no_code(&seen)));
             }
-            let room = limit.map_or(u64::MAX, |limit| limit.saturating_sub(events));
+            let set_aside = parked.as_ref().map_or(0, |parked: &Parked| parked.letters);
+            let room = limit.map_or(u64::MAX, |limit| limit.saturating_sub(events + set_aside));
             if room == 0 {
-                return Ok(Some(Outcome::LimitReached { events }));
+                return Ok(Some(done(events, parked, false)));
             }
             let is_at_goal = worked && seen.read_from() >= goal;
             worked = true;
@@ -150,8 +170,12 @@ impl Engine {
             };
             match step {
                 Step::Moved(count) => events += u64::try_from(count).unwrap_or(0),
+                Step::Parked(count, aside) => {
+                    events += u64::try_from(count).unwrap_or(0);
+                    parked = Parked::and(parked, Some(aside));
+                }
                 Step::Changed => {}
-                Step::Idle(_) => return Ok(Some(Outcome::CaughtUp { events })),
+                Step::Idle(_) => return Ok(Some(done(events, parked, true))),
                 Step::Busy => return Ok(Some(Outcome::Busy)),
                 Step::Stalled(why) => return Ok(Some(Outcome::Waiting { why })),
             }
@@ -211,6 +235,10 @@ impl Engine {
                 cursor.stored(to);
                 Ok(Step::Moved(events))
             }
+            Unit::Parked { events, parked, to } => {
+                cursor.stored(to);
+                Ok(Step::Parked(events, parked))
+            }
             Unit::Busy => Ok(Step::Busy),
             Unit::Stalled { why } => Ok(Step::Stalled(why)),
             Unit::Failed(_) => Ok(Step::Changed),
@@ -259,7 +287,7 @@ impl Engine {
         let mut tx = self.store().begin().await?;
         let saved = match records::claim(&mut tx, &seen.id).await? {
             Claim::Held(now, _) if unchanged(seen, &now) => {
-                records::advance(&mut tx, seen, to, seen.attempt, seen.failing_position).await?
+                records::advance(&mut tx, seen, &Subscription { position: Some(to), ..seen.clone() }).await?
             }
             _ => false,
         };
@@ -317,6 +345,7 @@ impl Engine {
         let Some(registered) = self.registered(id) else { return Ok(Outcome::Busy) };
         let mut cursor = Cursor::new();
         let mut wake = self.store().wake();
+        let mut parked = None;
         loop {
             wake.arm();
             let Some(seen) = records::load(self.store().database(), id).await? else {
@@ -329,7 +358,7 @@ impl Engine {
                 State::Active | State::Finished => {
                     let filter = &registered.definition.filter;
                     let events = self.store().count(filter, seen.read_from()).await?;
-                    return Ok(Outcome::CaughtUp { events });
+                    return Ok(done(events, parked, true));
                 }
                 state => return Ok(Outcome::Refused { why: format!("it became {}", state.status()) }),
             }
@@ -337,6 +366,7 @@ impl Engine {
                 // A worker helps; what counts is where the subscription stands.
                 Step::Busy => wake.wait(Duration::from_millis(50)).await,
                 Step::Stalled(why) => return Ok(Outcome::Waiting { why }),
+                Step::Parked(_, aside) => parked = Parked::and(parked, Some(aside)),
                 Step::Moved(_) | Step::Changed | Step::Idle(_) => {}
             }
         }
@@ -381,12 +411,13 @@ impl Engine {
             }
         };
         subscription.state = next(&State::New, Transition::SetUp { skip_booting: false })?;
-        subscription.position = None;
-        subscription.attempt = 0;
-        subscription.failing_position = None;
+        // Their events come again; what is still poison then becomes a letter again.
+        let reason = self.forget_letters(&mut tx, &subscription, reason).await?;
+        subscription = subscription.without_attempts();
+        (subscription.position, subscription.letters) = (None, Letters::default());
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();
         subscription.changed_at = now;
-        records::save(&mut tx, &subscription, from, reason, self.who()).await?;
+        records::save(&mut tx, &subscription, from, &reason, self.who()).await?;
         tx.commit().await?;
         self.store().announce();
         Ok(None)

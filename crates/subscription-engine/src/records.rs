@@ -5,6 +5,7 @@
 
 use store::{Connection, Database, DatabaseKind, Position, TableName, Timestamp, Tx};
 
+use crate::poison::Letters;
 use crate::subscriber::RunMode;
 use crate::subscription::{Failure, Resume, State, Status, Subscription};
 
@@ -54,7 +55,8 @@ macro_rules! select {
     ($session:literal, $rest:literal) => {
         concat!(
             r#"SELECT id, program, "group", run_mode, status, resume, position, error, attempt,
-                      failing_position, next_retry_at, clean_up, created_at, changed_at, "#,
+                      failing_position, failing_since, next_retry_at, dead_letters, recent_events,
+                      recent_dead_letters, clean_up, created_at, changed_at, "#,
             $session,
             " AS session FROM herald_subscriptions ",
             $rest
@@ -74,7 +76,11 @@ struct Row {
     error: Option<String>,
     attempt: i32,
     failing_position: Option<Position>,
+    failing_since: Option<Timestamp>,
     next_retry_at: Option<Timestamp>,
+    dead_letters: i64,
+    recent_events: i64,
+    recent_dead_letters: i64,
     clean_up: String,
     created_at: Timestamp,
     changed_at: Timestamp,
@@ -119,6 +125,13 @@ impl TryFrom<Row> for Subscription {
             position: row.position,
             attempt: u32::try_from(row.attempt).map_err(|error| bad(format!("attempt: {error}")))?,
             failing_position: row.failing_position,
+            failing_since: row.failing_since,
+            // The schema keeps them from being negative.
+            letters: Letters {
+                open: row.dead_letters.unsigned_abs(),
+                recent_events: row.recent_events.unsigned_abs(),
+                recent: row.recent_dead_letters.unsigned_abs(),
+            },
             clean_up: clean_up.map_err(|error| bad(format!("clean-up: {error}")))?,
             created_at: row.created_at,
             changed_at: row.changed_at,
@@ -237,7 +250,8 @@ pub(crate) async fn save(
     tx.execute(
         "UPDATE herald_subscriptions
             SET status = $2, resume = $3, position = $4, error = $5, attempt = $6, failing_position = $7,
-                next_retry_at = $8, clean_up = $9, changed_at = $10,
+                next_retry_at = $8, clean_up = $9, changed_at = $10, failing_since = $11, dead_letters = $12,
+                recent_events = $13, recent_dead_letters = $14,
                 position_event_at = CASE WHEN position = $4 THEN position_event_at ELSE $4 END,
                 position_event_id = CASE WHEN position = $4 THEN position_event_id
                                          ELSE (SELECT id FROM herald_events
@@ -254,38 +268,49 @@ pub(crate) async fn save(
             next_retry,
             clean_up_text(&subscription.clean_up),
             subscription.changed_at,
+            subscription.failing_since,
+            number(subscription.letters.open),
+            number(subscription.letters.recent_events),
+            number(subscription.letters.recent),
         ),
     )
     .await?;
     write_history(tx, subscription, Some(from), subscription.state.status().word(), why, who).await
 }
 
-/// Moves the position of a claimed row; says whether it stood where it was thought to stand.
+/// Moves a claimed row on; says whether it stood where it was thought to stand.
 pub(crate) async fn advance(
     tx: &mut Tx,
     seen: &Subscription,
-    to: Position,
-    attempt: u32,
-    failing_position: Option<Position>,
+    after: &Subscription,
 ) -> Result<bool, RecordError> {
     let moved = tx
         .execute(
             "UPDATE herald_subscriptions
-                SET position = $2, attempt = $3, failing_position = $4, position_event_at = $2,
+                SET position = $2, attempt = $3, failing_position = $4, failing_since = $5, dead_letters = $6,
+                    recent_events = $7, recent_dead_letters = $8, position_event_at = $2,
                     position_event_id = (SELECT id FROM herald_events
                                           WHERE position <= $2 ORDER BY position DESC LIMIT 1)
-              WHERE id = $1 AND status = $5 AND COALESCE(position, 0) = $6",
+              WHERE id = $1 AND status = $9 AND COALESCE(position, 0) = $10",
             (
                 seen.id.as_str(),
-                to,
-                i32::try_from(attempt).unwrap_or(i32::MAX),
-                failing_position,
+                after.position,
+                i32::try_from(after.attempt).unwrap_or(i32::MAX),
+                after.failing_position,
+                after.failing_since,
+                number(after.letters.open),
+                number(after.letters.recent_events),
+                number(after.letters.recent),
                 seen.state.status().word(),
                 seen.read_from(),
             ),
         )
         .await?;
     Ok(moved == 1)
+}
+
+fn number(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 pub(crate) async fn delete(
@@ -320,6 +345,38 @@ async fn write_history(
         ),
     )
     .await?;
+    Ok(())
+}
+
+/// Counts dead letters of a claimed row that were handled or discarded; where none is left nothing is counted.
+pub(crate) async fn count_letters_out(tx: &mut Tx, id: &str, letters: u64) -> Result<(), RecordError> {
+    let sql = "UPDATE herald_subscriptions
+                  SET dead_letters = dead_letters - $2,
+                      recent_events = CASE WHEN dead_letters > $2 THEN recent_events ELSE 0 END,
+                      recent_dead_letters = CASE WHEN dead_letters > $2 THEN recent_dead_letters ELSE 0 END
+                WHERE id = $1";
+    tx.execute(sql, (id, number(letters))).await?;
+    Ok(())
+}
+
+/// Adds lines to the history of a claimed row whose state stays as it is.
+pub(crate) async fn note(
+    tx: &mut Tx,
+    subscription: &Subscription,
+    at: Timestamp,
+    lines: &[String],
+    who: &str,
+) -> Result<(), RecordError> {
+    let status = subscription.state.status().word();
+    let line = |why: &String| {
+        let id = subscription.id.as_str();
+        (id, at, status, status, subscription.position, why.clone(), who)
+    };
+    let sql =
+        "INSERT INTO herald_subscription_history (subscription_id, at, from_status, to_status, position, why,
+                                                        who)
+               VALUES {rows}";
+    tx.execute_many(sql, lines.iter().map(line).collect()).await?;
     Ok(())
 }
 

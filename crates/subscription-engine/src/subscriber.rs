@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use store::{Event, Filter, InvalidTableName, TableName};
 
 use crate::context::Context;
+use crate::poison::Poison;
 use crate::retry::RetryStrategy;
 
 /// Whatever went wrong in a subscriber; the engine knows what to do with any of it.
@@ -67,6 +68,7 @@ pub struct Definition {
     pub(crate) run_mode: RunMode,
     pub(crate) filter: Filter,
     pub(crate) retry: RetryStrategy,
+    pub(crate) poison: Poison,
     pub(crate) tables: BTreeMap<&'static str, &'static str>,
     pub(crate) projection: Option<&'static str>,
 }
@@ -95,6 +97,7 @@ impl Definition {
             run_mode,
             filter: Filter::all(),
             retry: RetryStrategy::default(),
+            poison: Poison::default(),
             tables: BTreeMap::new(),
             projection: None,
         }
@@ -125,6 +128,13 @@ impl Definition {
     #[must_use]
     pub fn with_retry(mut self, retry: RetryStrategy) -> Self {
         self.retry = retry;
+        self
+    }
+
+    /// What becomes of an event whose attempts are used up. Without this the subscription stops.
+    #[must_use]
+    pub fn with_poison(mut self, poison: Poison) -> Self {
+        self.poison = poison;
         self
     }
 

@@ -14,6 +14,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use store::{Event, Position, TableName, Timestamp, messages};
 
+use crate::poison::Letters;
 use crate::subscriber::RunMode;
 
 /// The seven statuses.
@@ -239,6 +240,10 @@ pub struct Subscription {
     pub attempt: u32,
     /// Where it failed, until it is past that.
     pub failing_position: Option<Position>,
+    /// When it first failed there.
+    pub failing_since: Option<Timestamp>,
+    /// How many dead letters it has.
+    pub letters: Letters,
     /// The tables to drop with it.
     pub clean_up: Vec<TableName>,
     /// When it came into being.
@@ -251,6 +256,20 @@ impl Subscription {
     /// Where it reads on: after this position.
     pub fn read_from(&self) -> Position {
         self.position.unwrap_or(Position::START)
+    }
+
+    /// The row as it is after its position moved: past the failing position the count of attempts is over.
+    pub(crate) fn moved_to(&self, to: Position) -> Self {
+        let moved = Self { position: Some(to), ..self.clone() };
+        match self.failing_position {
+            Some(failing) if failing > to => moved,
+            _ => moved.without_attempts(),
+        }
+    }
+
+    /// The row with nothing tried yet.
+    pub(crate) fn without_attempts(self) -> Self {
+        Self { attempt: 0, failing_position: None, failing_since: None, ..self }
     }
 }
 

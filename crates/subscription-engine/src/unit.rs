@@ -9,12 +9,15 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use store::{Event, Fault, Position, ReadError, messages, panic_message, refuse_appends};
+use store::{Append, Event, Fault, Position, ReadError, Tx, messages, panic_message, refuse_appends};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::context::{Context, ContextError, Writing, unchanged};
+use crate::dead_letters::{self, NewLetter};
 use crate::engine::{Engine, EngineError, FaultPoint};
+use crate::park::{self, Behind, stop_at};
+use crate::poison::Parked;
 use crate::records::{self, Claim};
 use crate::retry::RetryStrategy;
 use crate::subscriber::{BoxError, Registered};
@@ -30,6 +33,8 @@ tokio::task_local! {
 pub(crate) enum Unit {
     /// It handled this many events; everything up to here is behind it.
     Moved { events: usize, to: Position },
+    /// It handled this many events and set others aside; everything up to here is behind it.
+    Parked { events: usize, parked: Parked, to: Position },
     /// Nobody wants anything up to here, where the head is; nothing was written.
     Nothing { scanned_to: Position },
     /// Nobody wants anything up to here, and more follows; nothing was written.
@@ -43,7 +48,7 @@ pub(crate) enum Unit {
 }
 
 /// What came of a part of a page.
-enum Part {
+pub(crate) enum Part {
     Committed,
     Busy,
     Stalled(String),
@@ -75,28 +80,55 @@ pub(crate) async fn run(
         let scanned_to = page.scanned_to;
         return Ok(if page.is_end { Unit::Nothing { scanned_to } } else { Unit::Looked { scanned_to } });
     }
+    let poison = &registered.definition.poison;
+    let behind = Behind::look(engine, poison, seen, events).await?;
+    let events = match behind.first_too_many(poison, seen, events) {
+        None => events,
+        Some((0, why)) => return stop_at(engine, seen, &events[0], &why).await,
+        Some((end, _)) => &events[..end],
+    };
     let mut seen = seen.clone();
     let (mut done, mut size) = (0, events.len());
+    let (mut handled, mut parked) = (0, None);
     while done < events.len() {
         let part = whole_positions(&events[done..], size);
-        let is_last = done + part.len() == events.len();
+        let is_last = done + part.len() == page.events.len();
         let to = if is_last { page.scanned_to } else { part[part.len() - 1].position };
-        match handle(engine, registered, &seen, part, to).await? {
+        let (wanted, letters) = behind.part(done, part);
+        let mut after = seen.moved_to(to);
+        after.letters = seen.letters.after(count(&wanted), count(&letters));
+        let newly_parked = park::parked(&letters);
+        match handle(engine, registered, &seen, &wanted, letters, &after).await? {
             Part::Committed => {
                 done += part.len();
-                seen = moved(&seen, to);
+                handled += wanted.len();
+                parked = Parked::and(parked, newly_parked);
+                seen = after;
             }
             Part::Failed(_) if part[0].position != part[part.len() - 1].position => size = part.len() / 2,
             Part::Failed(error) => {
-                let at = FailsAt::Event(&part[0]);
-                return fail(engine, &registered.definition.retry, &seen, at, &*error).await;
+                return Ok(match park::fail_or_park(engine, registered, &seen, &part[0], error).await? {
+                    Unit::Parked { parked: last, to, .. } => {
+                        let parked = Parked::and(parked, Some(last.clone())).unwrap_or(last);
+                        Unit::Parked { events: handled, parked, to }
+                    }
+                    unit => unit,
+                });
             }
             Part::Busy if done == 0 => return Ok(Unit::Busy),
             Part::Stalled(why) if done == 0 => return Ok(Unit::Stalled { why }),
             Part::Busy | Part::Stalled(_) => break,
         }
     }
-    Ok(Unit::Moved { events: done, to: seen.read_from() })
+    let to = seen.read_from();
+    Ok(match parked {
+        None => Unit::Moved { events: handled, to },
+        Some(parked) => Unit::Parked { events: handled, parked, to },
+    })
+}
+
+fn count<T>(events: &[T]) -> u64 {
+    u64::try_from(events.len()).unwrap_or(u64::MAX)
 }
 
 /// At most `size` of the events, but all of one position: what one stored event was made into is never parted.
@@ -112,24 +144,14 @@ fn whole_positions(events: &[Event], size: usize) -> &[Event] {
     &events[..end]
 }
 
-/// The row as it is after its position moved: past the failing position the count of attempts is over.
-fn moved(seen: &Subscription, to: Position) -> Subscription {
-    let still_failing = seen.failing_position.filter(|failing| *failing > to);
-    Subscription {
-        position: Some(to),
-        attempt: if still_failing.is_some() { seen.attempt } else { 0 },
-        failing_position: still_failing,
-        ..seen.clone()
-    }
-}
-
-/// Handles a part of a page in one transaction.
+/// Handles a part of a page in one transaction, and sets aside what stands behind dead letters.
 async fn handle(
     engine: &Engine,
     registered: &Registered,
     seen: &Subscription,
     events: &[Event],
-    to: Position,
+    letters: Vec<NewLetter<'_>>,
+    after: &Subscription,
 ) -> Result<Part, EngineError> {
     let mut context = Context::new(engine, &registered.definition, seen);
     if engine.has_row_locks()
@@ -137,16 +159,30 @@ async fn handle(
     {
         return not_begun(error);
     }
+    match work(engine, registered, events, context).await {
+        Ok(context) => commit(engine, seen, context, letters, after).await,
+        Err(part) => Ok(part),
+    }
+}
+
+/// Has a subscriber handle events. Where that fails, what it wrote is undone.
+pub(crate) async fn work<'a>(
+    engine: &Engine,
+    registered: &Registered,
+    events: &[Event],
+    mut context: Context<'a>,
+) -> Result<Context<'a>, Part> {
+    if events.is_empty() {
+        return Ok(context);
+    }
     let writing = context.writing();
     let work = registered.subscriber.handle(events, &mut context);
-    if let Err(error) = bounded(engine, writing, work).await {
-        match find::<Cut>(&*error) {
-            Some(_) => context.abandon().await,
-            None => context.roll_back().await,
-        }
-        return Ok(classify(error));
+    let Err(error) = bounded(engine, writing, work).await else { return Ok(context) };
+    match find::<Cut>(&*error) {
+        Some(_) => context.abandon().await,
+        None => context.roll_back().await,
     }
-    commit(engine, seen, context, to).await
+    Err(classify(error))
 }
 
 /// Writes what the handler planned, moves the position, and commits all of it.
@@ -154,47 +190,67 @@ async fn commit(
     engine: &Engine,
     seen: &Subscription,
     mut context: Context<'_>,
-    to: Position,
+    letters: Vec<NewLetter<'_>>,
+    after: &Subscription,
 ) -> Result<Part, EngineError> {
     // A handler that wrote nothing has not opened the transaction yet.
     if let Err(error) = context.tx().await {
         return not_begun(error);
     }
     let (Some(mut tx), appends) = context.take() else { return Ok(Part::Busy) };
-    let after = moved(seen, to);
-    let advanced = records::advance(&mut tx, seen, to, after.attempt, after.failing_position).await;
+    let mut advanced = records::advance(&mut tx, seen, after).await;
+    if let (Ok(true), false) = (&advanced, letters.is_empty()) {
+        advanced = dead_letters::insert(&mut tx, &seen.id, letters).await.map(|()| true);
+    }
     match advanced {
-        Ok(true) => {}
+        Ok(true) => finish(engine, &seen.id, tx, appends).await,
         Ok(false) => {
             tx.rollback().await;
-            return Ok(Part::Busy);
+            Ok(Part::Busy)
         }
         // The handler swallowed a failed statement, or the connection is gone.
         Err(error) => {
             tx.rollback().await;
-            return Ok(classify(error.into()));
+            Ok(classify(error.into()))
         }
     }
+}
+
+/// Appends what a handler planned and commits.
+pub(crate) async fn finish(
+    engine: &Engine,
+    id: &str,
+    mut tx: Tx,
+    appends: Vec<Append>,
+) -> Result<Part, EngineError> {
     // The last statement before the commit: positions are drawn here, and readers wait for who has drawn.
     if let Err(error) = engine.store().append_all(&mut tx, appends).await {
         tx.rollback().await;
         return Ok(classify(error.into()));
     }
-    engine.strike(FaultPoint::BeforeCommit, &seen.id)?;
-    if engine.strikes(FaultPoint::InsideCommit, &seen.id) {
+    Ok(match commit_tx(engine, id, tx).await? {
+        Ok(()) => Part::Committed,
+        Err(error) => classify(error.into()),
+    })
+}
+
+/// Commits, where a test does not have the process seem to die.
+pub(crate) async fn commit_tx(engine: &Engine, id: &str, tx: Tx) -> Result<sqlx::Result<()>, EngineError> {
+    engine.strike(FaultPoint::BeforeCommit, id)?;
+    if engine.strikes(FaultPoint::InsideCommit, id) {
         // Sends the COMMIT and does not wait for what comes of it.
         let _ = tx.commit().now_or_never();
         return Err(EngineError::Injected(FaultPoint::InsideCommit));
     }
-    if let Err(error) = tx.commit().await {
-        return Ok(classify(error.into()));
+    let committed = tx.commit().await;
+    if committed.is_ok() {
+        engine.strike(FaultPoint::AfterCommit, id)?;
     }
-    engine.strike(FaultPoint::AfterCommit, &seen.id)?;
-    Ok(Part::Committed)
+    Ok(committed)
 }
 
 /// The claim was not to be had: that is nobody's failure, unless the row itself is broken.
-fn not_begun(error: ContextError) -> Result<Part, EngineError> {
+pub(crate) fn not_begun(error: ContextError) -> Result<Part, EngineError> {
     match error {
         ContextError::Busy => Ok(Part::Busy),
         ContextError::Record(records::RecordError::BadRow(row)) => {
@@ -205,7 +261,7 @@ fn not_begun(error: ContextError) -> Result<Part, EngineError> {
 }
 
 /// Tells what passes by itself from what is the handler's.
-fn classify(error: BoxError) -> Part {
+pub(crate) fn classify(error: BoxError) -> Part {
     if let Some(ContextError::Busy) = find(&*error) {
         return Part::Busy;
     }
@@ -333,6 +389,7 @@ pub(crate) async fn fail(
     // Attempts count for one failing position: another one begins at none.
     if subscription.failing_position != position {
         subscription.attempt = 0;
+        subscription.failing_since = position.map(|_| now);
     }
     subscription.failing_position = position;
     let next_retry = retry.next_retry(subscription.attempt, now);

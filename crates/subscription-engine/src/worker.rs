@@ -154,7 +154,7 @@ async fn follow(engine: Engine, id: String, stopping: watch::Receiver<bool>) {
         let step = engine.step(&id, &mut cursor, was_quiet).await;
         was_quiet = false;
         match step {
-            Ok(Step::Moved(_) | Step::Changed) => back_off = FIRST_BACK_OFF,
+            Ok(Step::Moved(_) | Step::Parked(..) | Step::Changed) => back_off = FIRST_BACK_OFF,
             Ok(Step::Idle(due)) => {
                 back_off = FIRST_BACK_OFF;
                 let wait = until_due(&engine, due).await.min(poll);

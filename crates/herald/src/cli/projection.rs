@@ -107,10 +107,15 @@ async fn replay(config: &Config, global: &Global, name: &str) -> Result<(), Exit
     let outcome = app.engine.replay(&projection.id, reason, progress).await?;
     app.store.close().await;
     match outcome {
-        Outcome::CaughtUp { events } if quiet => {
+        Outcome::CaughtUp { events } | Outcome::Parked { events, .. } if quiet => {
             let data =
                 serde_json::json!({ "projection": projection.identifier, "events": events.to_string() });
             json("herald.projection.replay/1", &data)
+        }
+        Outcome::Parked { events, parked, .. } => {
+            line(&format!("Replayed {events} event(s), {} of them dead letters.", parked.letters));
+            note(&format!("See them: herald dlq list {}", projection.id));
+            Ok(())
         }
         Outcome::CaughtUp { events } => {
             line(&format!("{events:>5} [{}]", "=".repeat(BAR)));

@@ -4,7 +4,7 @@ mod show;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use store::Timestamp;
+use store::{Position, Timestamp};
 use subscription_engine::{Criteria, Outcome, Overview, Report, State, Status};
 
 use crate::app::App;
@@ -46,6 +46,16 @@ pub(crate) enum Command {
     /// Set paused, failed, finished or detached subscriptions going again
     #[command(after_help = "Example:\n  herald sub reactivate inbox_1 --reason \"fixed\"")]
     Reactivate(Steering),
+    /// Move a subscription past the next event without handling it
+    #[command(
+        after_help = "Example:\n  herald sub skip inbox_1 42 --reason \"a test event that got in by mistake\""
+    )]
+    Skip {
+        /// Its id
+        id: String,
+        /// The position of the event: where it failed, or the next one that it wants
+        position: i64,
+    },
     /// Tear down what is detached: drop its tables and forget it
     #[command(after_help = "Example:\n  herald sub teardown old_1 --yes")]
     Teardown(Steering),
@@ -136,6 +146,12 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
             let report = engine.reactivate(&criteria, &reason("reactivated")).await?;
             told(global, "reactivate", &report, "nothing to reactivate")
         }
+        Command::Skip { id, position } => {
+            let why = reason_given(global, "skipped")?;
+            known(&app, Criteria::id(&id)).await?;
+            let outcome = engine.skip(&id, Position(position), why).await?;
+            told(global, "skip", &vec![(id, outcome)], "nothing to skip")
+        }
         Command::Teardown(which) => {
             let criteria = known(&app, which.criteria()).await?;
             confirm_removal(&app, global, &criteria).await?;
@@ -152,6 +168,15 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
     };
     app.store.close().await;
     result
+}
+
+/// What nobody handles any more is given up for a reason; `what` is done then.
+pub(crate) fn reason_given<'g>(global: &'g Global, what: &str) -> Result<&'g str, Exit> {
+    let reason = global.reason.as_deref().filter(|reason| !reason.trim().is_empty());
+    reason.ok_or_else(|| {
+        Exit::new(Code::Usage, format!("nothing is {what} without a reason"))
+            .with_hint("add --reason TEXT; it is kept in the history")
+    })
 }
 
 /// What is removed while a worker knows its subscriber comes back.
@@ -198,6 +223,7 @@ struct Row {
     position: Option<String>,
     lag: String,
     lag_seconds: Option<u64>,
+    dead_letters: String,
     attempt: u32,
     next_retry: Option<Timestamp>,
     note: String,
@@ -218,6 +244,7 @@ impl Row {
             position: subscription.position.map(|position| position.to_string()),
             lag: overview.lag.to_string(),
             lag_seconds: overview.waiting_since.map(|since| now.since(since).as_secs()),
+            dead_letters: subscription.letters.open.to_string(),
             attempt: subscription.attempt,
             next_retry,
             note: what_to_know(overview, now),
@@ -260,7 +287,7 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
     let overviews = app.engine.status(criteria).await?;
     let now = app.store.clock().now().await?;
     let rows: Vec<Row> = overviews.iter().map(|overview| Row::new(overview, now)).collect();
-    let header = ["ID", "GROUP", "STATUS", "POSITION", "LAG", "NOTE"];
+    let header = ["ID", "GROUP", "STATUS", "POSITION", "LAG", "DEAD", "NOTE"];
     list(global.output, global.no_header, "herald.sub.list/1", &header, &rows, None, |row| {
         vec![
             row.id.clone(),
@@ -268,12 +295,16 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
             row.status.to_string(),
             row.position.clone().unwrap_or_else(|| "-".to_owned()),
             row.lag_text(),
+            row.dead_letters.clone(),
             row.note.clone(),
         ]
     })?;
     let in_error: Vec<&Row> = rows.iter().filter(|row| row.status == Status::Error).collect();
     if let Some(first) = in_error.first() {
         note(&format!("{} in error. See why: herald sub show {}", in_error.len(), first.id));
+    }
+    if rows.iter().any(|row| row.dead_letters != "0") {
+        note("There are dead letters. See them: herald dlq list");
     }
     Ok(())
 }
@@ -318,6 +349,15 @@ pub(crate) fn outcome_text(outcome: &Outcome) -> String {
         }
         Outcome::CaughtUp { events } => format!("caught up, {events} event(s) handled"),
         Outcome::LimitReached { events } => format!("limit reached, {events} event(s) handled"),
+        Outcome::Parked { events, parked, at_head } => {
+            let done = if *at_head { "caught up" } else { "limit reached" };
+            let first = &parked.first;
+            format!(
+                "{done}, {events} event(s) handled, {} set aside as dead letter(s), first position {} ({}): {}",
+                parked.letters, first.position, first.event_type, parked.why
+            )
+        }
+        Outcome::Skipped { position, to } => format!("skipped position {position}, is {to}"),
         Outcome::Busy => "another worker has it".to_owned(),
         Outcome::Waiting { why } => format!("waiting: {why}"),
         Outcome::Refused { why } => why.clone(),
@@ -344,6 +384,10 @@ async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Res
                 "drops table {table}{}",
                 rows.map_or_else(String::new, |n| format!(" with {n} rows"))
             ));
+        }
+        let letters = overview.subscription.letters.open;
+        if letters > 0 {
+            consequences.push(format!("forgets {letters} dead letters of {}", overview.subscription.id));
         }
         if overview.subscription.run_mode == subscription_engine::RunMode::FromNow {
             let id = &overview.subscription.id;

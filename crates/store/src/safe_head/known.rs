@@ -127,12 +127,24 @@ pub(crate) async fn identify(connection: &mut PgConnection, known: &Known) -> sq
         known.found(None, Position::START);
         return Ok(());
     }
-    let (run, published) = sqlx::query_as("SELECT run, published FROM herald_identify_server()")
-        .persistent(false)
-        .fetch_one(connection)
-        .await?;
-    known.found(run, published);
+    let identified: sqlx::Result<(Option<String>, Position)> =
+        sqlx::query_as("SELECT run, published FROM herald_identify_server()")
+            .persistent(false)
+            .fetch_one(connection)
+            .await;
+    match identified {
+        Ok((run, published)) => known.found(run, published),
+        Err(error) if is_lost(&error) => known.found(None, Position::START),
+        Err(error) => return Err(error),
+    }
     Ok(())
+}
+
+/// The schema got another name, and its functions look for their tables under the old one: nobody can append or
+/// publish until it is set up again.
+fn is_lost(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code);
+    matches!(code.as_deref(), Some("42P01" | "3F000"))
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ struct Shown<'a> {
     position: Option<String>,
     head: String,
     lag: String,
+    dead_letters: String,
     attempt: u32,
     next_retry: Option<Timestamp>,
     failure: Option<Failed<'a>>,
@@ -91,6 +92,9 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
         None => format!("{} positions", overview.lag),
     };
     field("position", &format!("{position}   head {head}   lag {lag}"));
+    if subscription.letters.open > 0 {
+        field("dead", &format!("{} dead letter(s), not handled", subscription.letters.open));
+    }
     if let State::Error { failure, .. } = &subscription.state {
         show_failure(failure, now);
     }
@@ -133,6 +137,7 @@ fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -
         position: subscription.position.map(|position| position.to_string()),
         head,
         lag: overview.lag.to_string(),
+        dead_letters: subscription.letters.open.to_string(),
         attempt: subscription.attempt,
         next_retry,
         failure,
@@ -189,6 +194,14 @@ fn show_failure(failure: &Failure, now: Timestamp) {
 
 /// What to type next.
 fn next(overview: &Overview) -> Vec<String> {
+    let mut commands = next_for_state(overview);
+    if overview.subscription.letters.open > 0 {
+        commands.push(format!("herald dlq list {}", overview.subscription.id));
+    }
+    commands
+}
+
+fn next_for_state(overview: &Overview) -> Vec<String> {
     let id = &overview.subscription.id;
     match &overview.subscription.state {
         State::Error { failure, .. } => {
@@ -199,6 +212,10 @@ fn next(overview: &Overview) -> Vec<String> {
                 (None, None) => {}
             }
             commands.push(format!("herald sub reactivate {id}        (after a fix)"));
+            if let Some(event) = &failure.event {
+                let skip = format!("herald sub skip {id} {} --reason …", event.position);
+                commands.push(format!("{skip}        (to go on without that event)"));
+            }
             commands.push(format!("herald sub pause {id}        (to leave it alone)"));
             commands
         }
