@@ -93,7 +93,8 @@ both! {
         store.database().execute("UPDATE herald_events SET stream = '' WHERE position = 2", ()).await.unwrap();
         engine.catch_up(&Criteria::all()).await.unwrap();
         let now = look(&engine, "collector").await;
-        assert_eq!((position(&now), now.state), (1, State::Booting));
+        assert_eq!(position(&now), 1);
+        assert!(matches!(now.state, State::Error { next_retry: None, .. }), "{:?}", now.state);
         assert_eq!(skip(&engine, "collector", 2).await, Outcome::Skipped { position: Position(2), to: Status::Booting });
         engine.catch_up(&Criteria::all()).await.unwrap();
         assert_eq!(collector.positions(&store).await, [1, 3]);

@@ -13,11 +13,12 @@ use super::{append, appended_in, positions};
 
 /// More than the numbers that a sequence notes ahead: it must come back to one that was seen.
 const LOST: usize = 100;
+const CRASHES_AT_MOST: usize = 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s09_positions_that_a_crash_gave_back_are_not_skipped() {
     let Some(cluster) = own_postgres_or_left_out("s09_positions_that_a_crash_gave_back") else { return };
-    positions_are_given_back(&cluster, || cluster.restart_immediate().unwrap()).await;
+    positions_are_given_back(&cluster, async || cluster.restart_immediate().unwrap()).await;
 }
 
 /// The server restarts itself then, and its time of start stays what it was.
@@ -26,21 +27,28 @@ async fn s09_positions_that_a_killed_backend_gave_back_are_not_skipped() {
     let Some(cluster) = own_postgres_or_left_out("s09_positions_that_a_killed_backend_gave_back") else {
         return;
     };
-    let url = cluster.url("postgres");
-    let mut victim = PgConnection::connect(&url).await.unwrap();
-    let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut victim).await.unwrap();
-    positions_are_given_back(&cluster, || {
+    positions_are_given_back(&cluster, async || {
+        let mut victim = PgConnection::connect(&cluster.url("postgres")).await.unwrap();
+        let pid: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut victim).await.unwrap();
         assert!(Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap().success());
         // Returns once the server has noticed.
-        tokio::task::block_in_place(|| {
-            tokio::runtime::Handle::current()
-                .block_on(async { while victim.execute("SELECT 1").await.is_ok() {} });
-        });
+        while victim.execute("SELECT 1").await.is_ok() {}
     })
     .await;
 }
 
-async fn positions_are_given_back(cluster: &Cluster, crash: impl FnOnce()) {
+/// On a busy machine the server may sync most of it before it crashes; then it is tried again.
+async fn positions_are_given_back(cluster: &Cluster, crash: impl AsyncFn()) {
+    for _ in 0..CRASHES_AT_MOST {
+        if enough_was_lost(cluster, &crash).await {
+            return;
+        }
+    }
+    panic!("no crash has lost enough");
+}
+
+/// Crashes once; says whether positions were drawn again, and checks that none of them was skipped.
+async fn enough_was_lost(cluster: &Cluster, crash: &impl AsyncFn()) -> bool {
     let url = cluster.url("postgres");
     let mut owner = PgConnection::connect(&url).await.unwrap();
     // Nothing is synced but what asks for it.
@@ -64,7 +72,7 @@ async fn positions_are_given_back(cluster: &Cluster, crash: impl FnOnce()) {
     let seen = reading.read(&Filter::all(), Position::START, 1_000).await.unwrap();
     assert_eq!(seen.events.len(), 2 + LOST);
 
-    crash();
+    crash().await;
 
     let top = "SELECT CAST(max(position) AS BIGINT) FROM herald_events";
     let after_crash = loop {
@@ -73,11 +81,15 @@ async fn positions_are_given_back(cluster: &Cluster, crash: impl FnOnce()) {
         }
     };
     let (end,): (i64,) = after_crash.database().fetch_optional(top, ()).await.unwrap().unwrap();
-    assert!(end < seen.scanned_to.0, "the crash has lost commits: the log ends at {end}");
+    if end >= seen.scanned_to.0 {
+        return false;
+    }
     let late = appended_in(&after_crash, "late-1").await;
     append(&after_crash, "a-3").await;
     let (end,): (i64,) = after_crash.database().fetch_optional(top, ()).await.unwrap().unwrap();
-    assert!(end < seen.scanned_to.0, "positions are drawn again: {end}");
+    if end >= seen.scanned_to.0 {
+        return false;
+    }
 
     let page = loop {
         match reading.read(&Filter::all(), Position(1), 1_000).await {
@@ -94,4 +106,5 @@ async fn positions_are_given_back(cluster: &Cluster, crash: impl FnOnce()) {
     let page = reading.read(&Filter::all(), stands_at, 1_000).await.unwrap();
     let streams: Vec<&str> = page.events.iter().map(|event| event.stream.as_str()).collect();
     assert_eq!(streams, ["late-1", "a-3"]);
+    true
 }
