@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::effects::{InvalidEffect, PlannedEffects};
 use crate::engine::Engine;
 use crate::gate::Passage;
 use crate::records::{self, Claim, RecordError, Session};
@@ -21,15 +22,15 @@ use crate::subscriber::{BoxError, Definition};
 use crate::subscription::Subscription;
 
 /// The namespace of ids that are derived from a cause.
-const DERIVED_IDS: Uuid = Uuid::from_u128(0x6f2c_1d0e_8a54_5b7f_9c33_4e1a_77d2_90b6);
+pub(crate) const DERIVED_IDS: Uuid = Uuid::from_u128(0x6f2c_1d0e_8a54_5b7f_9c33_4e1a_77d2_90b6);
 
 /// Lent to a subscriber for one call.
 #[derive(Debug)]
 pub struct Context<'a> {
     engine: &'a Engine,
-    definition: &'a Definition,
+    pub(crate) definition: &'a Definition,
     /// The row as it was when this unit was planned; claimed again when the transaction opens.
-    seen: &'a Subscription,
+    pub(crate) seen: &'a Subscription,
     tx: Option<Tx>,
     /// Whose connection that is on the server.
     session: Option<Session>,
@@ -38,6 +39,8 @@ pub struct Context<'a> {
     /// For whoever bounds it.
     writing: watch::Sender<Writing>,
     appends: Vec<Append>,
+    /// What is to be done outside once this has committed.
+    pub(crate) effects: PlannedEffects,
     ordinals: HashMap<(Uuid, StreamName, String), u32>,
 }
 
@@ -88,6 +91,9 @@ pub enum ContextError {
         /// The stream.
         stream: StreamName,
     },
+    /// An effect breaks a limit.
+    #[error(transparent)]
+    InvalidEffect(#[from] InvalidEffect),
     /// The row of the subscription could not be claimed.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -110,6 +116,7 @@ impl<'a> Context<'a> {
             passage: None,
             writing: watch::Sender::new(Writing::NotYet),
             appends: Vec::new(),
+            effects: PlannedEffects::default(),
             ordinals: HashMap::new(),
         }
     }
@@ -222,8 +229,8 @@ pub(crate) fn unchanged(seen: &Subscription, now: &Subscription) -> bool {
 /// What a handler does because of one event.
 #[derive(Debug)]
 pub struct Cause<'c, 'a> {
-    context: &'c mut Context<'a>,
-    event: &'c Event,
+    pub(crate) context: &'c mut Context<'a>,
+    pub(crate) event: &'c Event,
 }
 
 /// An event of a stream as a handler sees it: stored, or appended by this very unit.

@@ -8,6 +8,7 @@
 mod clock;
 mod context;
 mod cursor;
+mod effects;
 mod engine;
 mod gate;
 mod lifecycle;
@@ -23,6 +24,11 @@ mod worker_row;
 
 pub use clock::ClockAdvanceError;
 pub use context::{Cause, Context, ContextError, LoadedStream, PastEvent};
+pub use effects::{
+    Answer, Delivered, Delivery, Effect, EffectCounts, EffectFilter, EffectHistoryLine, EffectOutcome,
+    EffectRecord, EffectState, EffectStatus, Happened, Hold, ImpossibleStep, InDoubt, InvalidEffect,
+    NewEffect, Pacing, Sending, Terms, Wanted,
+};
 pub use engine::{
     Criteria, Engine, EngineError, FaultPoint, Faults, Outcome, Overview, Report, Settings, WORKER_SILENCE,
 };

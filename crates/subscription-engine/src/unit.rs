@@ -151,6 +151,7 @@ async fn commit(
     if let Err(error) = context.tx().await {
         return not_begun(error);
     }
+    let effects = std::mem::take(&mut context.effects);
     let (Some(mut tx), appends) = context.take() else { return Ok(Part::Busy) };
     let after = moved(seen, to);
     let advanced = records::advance(&mut tx, seen, to, after.attempt, after.failing_position).await;
@@ -165,6 +166,10 @@ async fn commit(
             tx.rollback().await;
             return Ok(classify(error.into()));
         }
+    }
+    if let Err(error) = effects.write(&mut tx, seen).await {
+        tx.rollback().await;
+        return Ok(classify(error.into()));
     }
     // The last statement before the commit: positions are drawn here, and readers wait for who has drawn.
     if let Err(error) = engine.store().append_all(&mut tx, appends).await {
@@ -268,7 +273,7 @@ async fn out_of_time(engine: &Engine, mut writing: watch::Receiver<Writing>) -> 
     }
 }
 
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
