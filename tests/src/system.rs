@@ -9,6 +9,7 @@ mod demo;
 mod disturbances;
 mod effects;
 mod effects_answers;
+mod effects_cli;
 mod effects_crashes;
 mod effects_operators;
 mod engine;

@@ -3,6 +3,8 @@
 //! Every command is written with spaces; the colon form of the tutorial works as well.
 
 mod clock;
+mod confirm;
+mod effects;
 mod events;
 mod projection;
 mod store;
@@ -82,14 +84,28 @@ enum Command {
     /// Look into the log
     #[command(subcommand)]
     Events(events::Command),
+    /// What is to be done outside the database: mails, calls of other servers
+    #[command(subcommand)]
+    Effects(effects::Command),
     /// The clock of a store in test mode
     #[command(subcommand)]
     Clock(clock::Command),
 }
 
 /// The nouns whose verbs may follow a colon.
-const NOUNS: [&str; 10] =
-    ["user", "sub", "subscription", "projection", "store", "eventstore", "db", "events", "clock", "channel"];
+const NOUNS: [&str; 11] = [
+    "user",
+    "sub",
+    "subscription",
+    "projection",
+    "store",
+    "eventstore",
+    "db",
+    "events",
+    "effects",
+    "clock",
+    "channel",
+];
 
 /// Turns `noun:verb` into two words, where a command stands.
 pub(crate) fn with_spaces(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
@@ -124,6 +140,7 @@ impl Cli {
             Command::Projection(command) => projection::run(&config()?, global, command).await?,
             Command::Store(command) => store::run(&config()?, global, command).await?,
             Command::Events(command) => events::run(&config()?, global, command).await?,
+            Command::Effects(command) => effects::run(&config()?, global, command).await?,
             Command::Clock(command) => clock::run(&config()?, global, command).await?,
         }
         Ok(0)

@@ -2,14 +2,13 @@
 
 mod show;
 
-use std::io::{BufRead, IsTerminal};
-
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use store::Timestamp;
 use subscription_engine::{Criteria, Outcome, Overview, Report, State, Status};
 
 use crate::app::App;
+use crate::cli::confirm::confirm;
 use crate::cli::{Global, code_of};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
@@ -198,6 +197,8 @@ struct Row {
     lag_seconds: Option<u64>,
     attempt: u32,
     next_retry: Option<Timestamp>,
+    effects_pending: String,
+    effects_held: String,
     note: String,
 }
 
@@ -218,6 +219,8 @@ impl Row {
             lag_seconds: overview.waiting_since.map(|since| now.since(since).as_secs()),
             attempt: subscription.attempt,
             next_retry,
+            effects_pending: overview.effects.pending.to_string(),
+            effects_held: overview.effects.held.to_string(),
             note: what_to_know(overview, now),
         }
     }
@@ -232,6 +235,13 @@ impl Row {
 
 /// What an operator must know of it, in a few words.
 fn what_to_know(overview: &Overview, now: Timestamp) -> String {
+    let held = overview.effects.held;
+    let words = [what_its_state_says(overview, now), format!("{held} effect(s) held")];
+    let count = if held > 0 { 2 } else { 1 };
+    words[..count].iter().filter(|word| !word.is_empty()).cloned().collect::<Vec<_>>().join("; ")
+}
+
+fn what_its_state_says(overview: &Overview, now: Timestamp) -> String {
     let attempts = overview.max_attempts.map_or_else(String::new, |max| format!(" of {max}"));
     match &overview.subscription.state {
         State::Error { failure, next_retry: Some(at), .. } => format!(
@@ -340,6 +350,9 @@ async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Res
                 rows.map_or_else(String::new, |n| format!(" with {n} rows"))
             ));
         }
+        if overview.effects.pending > 0 {
+            consequences.push(format!("holds {} planned effect(s)", overview.effects.pending));
+        }
         if overview.subscription.run_mode == subscription_engine::RunMode::FromNow {
             let id = &overview.subscription.id;
             consequences.push(format!("events until the next set-up of {id} will not be delivered to it"));
@@ -347,15 +360,5 @@ async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Res
     }
     let ids: Vec<&str> = overviews.iter().map(|overview| overview.subscription.id.as_str()).collect();
     let what = format!("removing {} {}", ids.join(", "), consequences.join("; "));
-    let input = std::io::stdin();
-    if !input.is_terminal() {
-        return Err(Exit::new(Code::Usage, format!("{what}, and needs confirmation")).with_hint("add --yes"));
-    }
-    note(&format!("{what}. Continue? [y/N]"));
-    let mut answer = String::new();
-    input.lock().read_line(&mut answer)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(Exit::new(Code::Usage, "not confirmed; nothing was removed")),
-    }
+    confirm(global, &what, "nothing was removed")
 }

@@ -26,6 +26,9 @@ struct Shown<'a> {
     next_retry: Option<Timestamp>,
     failure: Option<Failed<'a>>,
     has_worker: bool,
+    effects_pending: String,
+    effects_held: String,
+    oldest_effect: Option<Timestamp>,
     history: Vec<Past<'a>>,
     next: Vec<String>,
 }
@@ -91,6 +94,11 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
         None => format!("{} positions", overview.lag),
     };
     field("position", &format!("{position}   head {head}   lag {lag}"));
+    if let Some(oldest) = overview.effects.oldest {
+        let (pending, held) = (overview.effects.pending, overview.effects.held);
+        let age = duration(now.since(oldest));
+        field("effects", &format!("{pending} pending, {held} held, the oldest for {age}"));
+    }
     if let State::Error { failure, .. } = &subscription.state {
         show_failure(failure, now);
     }
@@ -132,6 +140,9 @@ fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -
         next_retry,
         failure,
         has_worker: overview.has_worker,
+        effects_pending: overview.effects.pending.to_string(),
+        effects_held: overview.effects.held.to_string(),
+        oldest_effect: overview.effects.oldest,
         history: history.iter().map(past).collect(),
         next: next(overview),
     }
@@ -181,6 +192,15 @@ fn show_failure(failure: &Failure, now: Timestamp) {
 
 /// What to type next.
 fn next(overview: &Overview) -> Vec<String> {
+    let mut commands = next_for_its_state(overview);
+    if overview.effects.held > 0 {
+        let id = &overview.subscription.id;
+        commands.push(format!("herald effects list --state held --subscription {id}"));
+    }
+    commands
+}
+
+fn next_for_its_state(overview: &Overview) -> Vec<String> {
     let id = &overview.subscription.id;
     match &overview.subscription.state {
         State::Error { failure, .. } => {
