@@ -5,6 +5,7 @@
 //! cargo run --release -p bench -- append --rounds 15 --turns 40
 //! cargo run --release -p bench -- catchup --rounds 5
 //! cargo run --release -p bench -- disturb --seconds 4
+//! cargo run --release -p bench -- effects --rounds 3
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
@@ -19,6 +20,7 @@
 mod append;
 mod catchup;
 mod databases;
+mod effects;
 mod rounds;
 
 use std::process::ExitCode;
@@ -40,6 +42,8 @@ enum Measurement {
     Append(rounds::Plan),
     /// Catching up with 200,000 events, counting them and filling inboxes.
     Catchup(rounds::Plan),
+    /// Planning 100,000 effects, sending some of them, and one that does not wait behind all others.
+    Effects(rounds::Plan),
     /// Appenders and readers while somebody gets in their way: nothing lost, nothing doubled, nobody held up. Fails otherwise.
     Disturb(disturb::Arguments),
     /// A process that disturbs.
@@ -52,6 +56,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     match Arguments::parse().measurement {
         Measurement::Append(plan) => append::measure(&plan).await?,
         Measurement::Catchup(plan) => catchup::measure(&plan).await?,
+        Measurement::Effects(plan) => effects::measure(&plan).await?,
         Measurement::Disturb(arguments) => {
             if !disturb::measure(&arguments).await? {
                 return Ok(ExitCode::FAILURE);
