@@ -85,7 +85,7 @@ both! {
                 FaultPoint::BeforeCommit => assert_eq!(stands, 0),
                 FaultPoint::AfterCommit => assert_eq!(stands, 3),
                 // Nobody knows; but the position knows what the table has.
-                FaultPoint::InsideCommit => {}
+                _ => {}
             }
             next.catch_up(&Criteria::id(&id)).await.unwrap();
             assert_eq!(collector.positions(&store).await, positions(3));

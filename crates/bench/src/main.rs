@@ -10,6 +10,7 @@
 //! cargo run --release -p bench -- growth --events 10000000
 //! cargo run --release -p bench -- catchup
 //! cargo run --release -p bench -- disturb --seconds 4
+//! cargo run --release -p bench -- effects --rounds 3
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
@@ -24,6 +25,7 @@
 mod append;
 mod catchup;
 mod databases;
+mod effects;
 mod filled_log;
 mod growth;
 mod memory;
@@ -58,6 +60,8 @@ enum Measurement {
     Growth(growth::Arguments),
     /// Catching up with 200,000 events, counting them and filling inboxes.
     Catchup(rounds::Plan),
+    /// Planning 100,000 effects, sending some of them, and one that does not wait behind all others.
+    Effects(rounds::Plan),
     /// Appenders and readers while somebody gets in their way: nothing lost, nothing doubled, nobody held up. Fails otherwise.
     Disturb(disturb::Arguments),
     /// A process that waits for events.
@@ -82,6 +86,7 @@ async fn main() -> Result<ExitCode, BoxError> {
         Measurement::WakeChild(arguments) => wake::be_child(&arguments).await?,
         Measurement::MemoryChild(arguments) => memory::be_child(&arguments).await?,
         Measurement::Catchup(plan) => catchup::measure(&plan).await?,
+        Measurement::Effects(plan) => effects::measure(&plan).await?,
         Measurement::Disturb(arguments) => {
             if !disturb::measure(&arguments).await? {
                 return Ok(ExitCode::FAILURE);

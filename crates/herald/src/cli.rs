@@ -6,6 +6,7 @@ mod clock;
 mod confirm;
 mod dlq;
 mod doctor;
+mod effects;
 mod events;
 mod projection;
 mod store;
@@ -92,6 +93,9 @@ enum Command {
     /// Streams by name, what they hold, and what is noted about them
     #[command(subcommand, alias = "stream")]
     Streams(streams::Command),
+    /// What is to be done outside the database: mails, calls of other servers
+    #[command(subcommand)]
+    Effects(effects::Command),
     /// The clock of a store in test mode
     #[command(subcommand)]
     Clock(clock::Command),
@@ -101,7 +105,7 @@ enum Command {
 }
 
 /// The nouns whose verbs may follow a colon.
-const NOUNS: [&str; 14] = [
+const NOUNS: [&str; 15] = [
     "user",
     "sub",
     "subscription",
@@ -114,6 +118,7 @@ const NOUNS: [&str; 14] = [
     "events",
     "streams",
     "stream",
+    "effects",
     "clock",
     "channel",
 ];
@@ -153,6 +158,7 @@ impl Cli {
             Command::Store(command) => store::run(&config()?, global, command).await?,
             Command::Events(command) => return events::run(&config()?, global, command).await,
             Command::Streams(command) => streams::run(&config()?, global, command).await?,
+            Command::Effects(command) => effects::run(&config()?, global, command).await?,
             Command::Clock(command) => clock::run(&config()?, global, command).await?,
             Command::Doctor => doctor::run(&config()?, global).await?,
         }

@@ -142,6 +142,7 @@ async fn catch_up(app: &App, criteria: &Criteria, once: bool) -> Result<(), Exit
         let mut report = app.engine.set_up(criteria, false).await?;
         report.extend(app.engine.boot(criteria, None).await?);
         report.extend(app.engine.run(criteria, None).await?);
+        app.engine.deliver(criteria).await?;
         report
     } else {
         app.engine.catch_up(criteria).await?

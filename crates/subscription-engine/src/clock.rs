@@ -52,14 +52,16 @@ impl Engine {
         self.settle(start, patience).await
     }
 
-    /// The first instant after now at which something is to be tried again.
+    /// The first instant after now at which something is to be tried again or an effect is due.
     async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, EngineError> {
         let subscriptions = self.select(&Criteria::all()).await?;
         let due = subscriptions.iter().filter_map(|subscription| match subscription.state {
             State::Error { next_retry, .. } if self.registered(&subscription.id).is_some() => next_retry,
             _ => None,
         });
-        Ok(due.filter(|due| *due > now).min())
+        let due = due.filter(|due| *due > now).min();
+        let effect = self.next_effect_due(&Criteria::all(), now).await?;
+        Ok(due.into_iter().chain(effect).min())
     }
 
     /// Returns when no subscription lags and no retry is due.
@@ -107,6 +109,9 @@ impl Engine {
                     _ => false,
                 }
         });
-        Ok(lagging.into_iter().map(|subscription| subscription.id).collect())
+        let mut lagging: Vec<String> = lagging.into_iter().map(|subscription| subscription.id).collect();
+        let with_effects = self.with_effects_due(now).await?;
+        lagging.extend(with_effects.into_iter().filter(|id| !lagging.contains(id)).collect::<Vec<_>>());
+        Ok(lagging)
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::effects::{InvalidEffect, PlannedEffects};
 use crate::engine::Engine;
 use crate::gate::Passage;
 use crate::records::{self, Claim, RecordError, Session};
@@ -21,15 +22,15 @@ use crate::subscriber::{BoxError, Definition};
 use crate::subscription::Subscription;
 
 /// The namespace of ids that are derived from a cause.
-const DERIVED_IDS: Uuid = Uuid::from_u128(0x6f2c_1d0e_8a54_5b7f_9c33_4e1a_77d2_90b6);
+pub(crate) const DERIVED_IDS: Uuid = Uuid::from_u128(0x6f2c_1d0e_8a54_5b7f_9c33_4e1a_77d2_90b6);
 
 /// Lent to a subscriber for one call.
 #[derive(Debug)]
 pub struct Context<'a> {
     engine: &'a Engine,
-    definition: &'a Definition,
+    pub(crate) definition: &'a Definition,
     /// The row as it was when this unit was planned; claimed again when the transaction opens.
-    seen: &'a Subscription,
+    pub(crate) seen: &'a Subscription,
     /// Whether the row is still as this unit needs it.
     still_fits: fn(&Subscription, &Subscription) -> bool,
     tx: Option<Tx>,
@@ -40,7 +41,22 @@ pub struct Context<'a> {
     /// For whoever bounds it.
     writing: watch::Sender<Writing>,
     appends: Vec<Append>,
+    /// What is to be done outside once this has committed.
+    pub(crate) effects: PlannedEffects,
     ordinals: HashMap<(Uuid, StreamName, String), u32>,
+}
+
+/// What a subscriber has planned: written as the last thing before the commit.
+#[derive(Debug)]
+pub(crate) struct Planned {
+    pub(crate) appends: Vec<Append>,
+    pub(crate) effects: PlannedEffects,
+}
+
+impl Planned {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.appends.is_empty() && self.effects.is_empty()
+    }
 }
 
 /// How far a subscriber's transaction is.
@@ -93,6 +109,9 @@ pub enum ContextError {
     /// An event cannot be written as JSON.
     #[error("the event cannot be written as JSON")]
     Unwritable(#[from] InvalidJson),
+    /// An effect breaks a limit.
+    #[error(transparent)]
+    InvalidEffect(#[from] InvalidEffect),
     /// The row of the subscription could not be claimed.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -116,6 +135,7 @@ impl<'a> Context<'a> {
             passage: None,
             writing: watch::Sender::new(Writing::NotYet),
             appends: Vec::new(),
+            effects: PlannedEffects::default(),
             ordinals: HashMap::new(),
         }
     }
@@ -204,9 +224,13 @@ impl<'a> Context<'a> {
         self.writing.subscribe()
     }
 
-    /// The transaction and what is to be appended in it; the gate stays passed as long as the context lives.
-    pub(crate) fn take(&mut self) -> (Option<Tx>, Vec<Append>) {
-        (self.tx.take(), std::mem::take(&mut self.appends))
+    /// The transaction and what is planned for it; the gate stays passed as long as the context lives.
+    pub(crate) fn take(&mut self) -> (Option<Tx>, Planned) {
+        let planned = Planned {
+            appends: std::mem::take(&mut self.appends),
+            effects: std::mem::take(&mut self.effects),
+        };
+        (self.tx.take(), planned)
     }
 
     /// Undoes what was written.
@@ -235,8 +259,8 @@ pub(crate) fn unchanged(seen: &Subscription, now: &Subscription) -> bool {
 /// What a handler does because of one event.
 #[derive(Debug)]
 pub struct Cause<'c, 'a> {
-    context: &'c mut Context<'a>,
-    event: &'c Event,
+    pub(crate) context: &'c mut Context<'a>,
+    pub(crate) event: &'c Event,
 }
 
 /// An event of a stream as a handler sees it: stored, or appended by this very unit.

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use store::{Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
+use store::{AppendError, Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
 
-use crate::gate::Gate;
+use crate::effects::{self, Deliveries, Delivery, EffectCounts, ImpossibleStep};
+use crate::gate::{Gate, Passage};
 use crate::poison::{Letters, Parked};
 use crate::records::{self, HistoryLine, RecordError};
-use crate::subscriber::{Definition, Registered, Registry, RunMode};
+use crate::subscriber::{Definition, RegisterError, Registered, Registry, RunMode};
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
 use crate::unit::IN_UNIT;
 use crate::worker_row::{self, WorkerRow};
@@ -32,6 +33,7 @@ struct Inner {
     who: String,
     settings: Settings,
     gate: Gate,
+    deliveries: Deliveries,
     faults: Option<Arc<dyn Faults>>,
 }
 
@@ -48,6 +50,8 @@ pub struct Settings {
     pub poll: Duration,
     /// How often [`Engine::catch_up`] goes round before it says that subscribers keep each other busy.
     pub catch_up_rounds: usize,
+    /// Effects that a worker sends at the same time, at most.
+    pub effects_at_once: usize,
 }
 
 impl Default for Settings {
@@ -58,6 +62,7 @@ impl Default for Settings {
             write_limit: Duration::from_secs(1),
             poll: Duration::from_secs(1),
             catch_up_rounds: 10_000,
+            effects_at_once: 8,
         }
     }
 }
@@ -71,11 +76,21 @@ pub enum FaultPoint {
     InsideCommit,
     /// The commit is done; nobody has heard of it.
     AfterCommit,
+    /// An effect is claimed and "attempt n started" is written, nothing of it is committed.
+    EffectBeforeStart,
+    /// That is committed; nothing is sent.
+    EffectStarted,
+    /// The effect is sent; its answer is not written down.
+    EffectSent,
+    /// The answer is written down, nothing of it is committed.
+    EffectBeforeRecord,
+    /// That is committed; nobody has heard of it.
+    EffectRecorded,
 }
 
 /// Decides where a unit is cut off, for tests of subscribers.
 pub trait Faults: Send + Sync {
-    /// Whether the unit of this subscription is cut off here.
+    /// Whether the unit of this subscription, or the sending of an effect of it, is cut off here.
     fn strikes(&self, point: FaultPoint, subscription: &str) -> bool;
 }
 
@@ -184,6 +199,12 @@ pub enum EngineError {
     /// A change that the state does not allow.
     #[error(transparent)]
     Impossible(#[from] Impossible),
+    /// What happened to an effect could not be appended.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// A change that the state of an effect does not allow.
+    #[error(transparent)]
+    ImpossibleStep(#[from] ImpossibleStep),
     /// The database refused.
     #[error("the database refused")]
     Database(#[from] sqlx::Error),
@@ -205,6 +226,8 @@ pub struct Overview {
     pub max_attempts: Option<u32>,
     /// Whether a live worker moves it.
     pub has_worker: bool,
+    /// What it has planned and is not done yet.
+    pub effects: EffectCounts,
 }
 
 impl Engine {
@@ -213,7 +236,8 @@ impl Engine {
         let gate = Gate::new(store.database());
         let who = "engine".to_owned();
         let (program, settings) = (program.into(), Settings::default());
-        Self(Arc::new(Inner { store, registry, program, who, settings, gate, faults: None }))
+        let deliveries = Deliveries::default();
+        Self(Arc::new(Inner { store, registry, program, who, settings, gate, deliveries, faults: None }))
     }
 
     /// With these numbers. A unit has at least one event.
@@ -228,6 +252,15 @@ impl Engine {
     pub fn on_behalf_of(self, who: impl Into<String>) -> Self {
         let who = who.into();
         self.changed(|inner| inner.who = who)
+    }
+
+    /// With these deliveries: its workers send the effects of their kinds.
+    pub fn with_deliveries(
+        self,
+        deliveries: impl IntoIterator<Item = Arc<dyn Delivery>>,
+    ) -> Result<Self, RegisterError> {
+        let deliveries = Deliveries::new(deliveries)?;
+        Ok(self.changed(|inner| inner.deliveries = deliveries))
     }
 
     /// With units cut off where a test says so.
@@ -272,6 +305,16 @@ impl Engine {
 
     pub(crate) fn gate(&self) -> &Gate {
         &self.0.gate
+    }
+
+    /// Passes the gate on SQLite, where one writer keeps all others out. Elsewhere what only takes a moment does not
+    /// queue behind slow handlers.
+    pub(crate) async fn pass_where_writers_exclude_each_other(&self) -> Option<Passage> {
+        if self.has_row_locks() { None } else { Some(self.gate().pass().await) }
+    }
+
+    pub(crate) fn deliveries(&self) -> &Deliveries {
+        &self.0.deliveries
     }
 
     pub(crate) fn registered(&self, id: &str) -> Option<&Registered> {
@@ -353,6 +396,7 @@ impl Engine {
         subscriptions.retain(|subscription| criteria.matches(&subscription.id, &subscription.group));
         let head = self.store().head().await?.position;
         let workers = self.live_workers().await?;
+        let mut effects = effects::counts(database).await?;
         let mut overviews = Vec::with_capacity(subscriptions.len());
         for subscription in subscriptions {
             let lag = Self::lag(&subscription, head);
@@ -360,7 +404,8 @@ impl Engine {
             let registered = self.registered(&subscription.id);
             let max_attempts = registered.map(|registered| registered.definition.retry.max_attempts());
             let has_worker = workers.iter().any(|worker| worker.moves(&subscription));
-            overviews.push(Overview { lag, waiting_since, max_attempts, has_worker, subscription });
+            let effects = effects.remove(&subscription.id).unwrap_or_default();
+            overviews.push(Overview { lag, waiting_since, max_attempts, has_worker, effects, subscription });
         }
         Ok(overviews)
     }

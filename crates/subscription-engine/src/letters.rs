@@ -247,7 +247,7 @@ impl Engine {
         if let Err(error) = context.tx().await {
             return unit::not_begun(error).map(Some);
         }
-        let (Some(mut tx), appends) = context.take() else { return Ok(Some(Part::Busy)) };
+        let (Some(mut tx), planned) = context.take() else { return Ok(Some(Part::Busy)) };
         let taken = match self.take(&mut tx, seen, letter, line).await {
             Ok(taken) => taken,
             // The handler swallowed a failed statement, or the connection is gone.
@@ -260,7 +260,7 @@ impl Engine {
             tx.rollback().await;
             return Ok(None);
         }
-        unit::finish(self, &seen.id, tx, appends).await.map(Some)
+        unit::finish(self, seen, tx, planned).await.map(Some)
     }
 
     async fn take(

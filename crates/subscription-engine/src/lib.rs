@@ -10,6 +10,7 @@ mod clock;
 mod context;
 mod cursor;
 mod dead_letters;
+mod effects;
 mod engine;
 mod gate;
 mod letters;
@@ -31,6 +32,11 @@ pub use checkpoint::{BadCheckpoint, Stray};
 pub use clock::ClockAdvanceError;
 pub use context::{Cause, Context, ContextError, LoadedStream, PastEvent};
 pub use dead_letters::{DeadLetter, LetterFilter, Reason};
+pub use effects::{
+    Answer, Delivered, Delivery, Effect, EffectCounts, EffectFilter, EffectHistoryLine, EffectOutcome,
+    EffectRecord, EffectState, EffectStatus, Happened, Hold, ImpossibleStep, InDoubt, InvalidEffect,
+    NewEffect, Pacing, Sending, Terms, Wanted,
+};
 pub use engine::{
     Criteria, Engine, EngineError, FaultPoint, Faults, Outcome, Overview, Report, Settings, WORKER_SILENCE,
 };

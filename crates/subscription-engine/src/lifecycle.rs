@@ -5,6 +5,7 @@
 use store::{Sql, Tx};
 
 use crate::context::Context;
+use crate::effects;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::records::{self, Claim, Session};
 use crate::retry::RetryStrategy;
@@ -185,6 +186,7 @@ impl Engine {
             Ok(state) => subscription.state = state,
         }
         if transition == Transition::Reactivate {
+            effects::forget_blocked_times(&mut tx, id).await?;
             subscription = subscription.without_attempts();
         }
         subscription.changed_at = now;
@@ -361,11 +363,11 @@ impl Engine {
         if result.as_ref().is_err_and(|error| unit::find::<unit::Cut>(&**error).is_some()) {
             context.abandon().await;
         }
-        let (tx, appends) = context.take();
+        let (tx, planned) = context.take();
         let error: BoxError = match (tx, result) {
-            (Some(tx), Ok(())) if appends.is_empty() => return Ok(tx),
+            (Some(tx), Ok(())) if planned.is_empty() => return Ok(tx),
             (Some(tx), Ok(())) => {
-                let why = "a subscriber appends while it handles events, not while it is set up or torn down";
+                let why = "a subscriber appends and plans effects while it handles events, not while it is set up or torn down";
                 return Err(Broken { tx: Some(tx), error: why.into() });
             }
             (tx, Err(error)) => return Err(Broken { tx, error }),

@@ -22,4 +22,10 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0011_dead_letters.sql"),
         postgres: include_str!("../../../migrations/postgres/0011_dead_letters.sql"),
     },
+    Migration {
+        number: 13,
+        name: "effects",
+        sqlite: include_str!("../../../migrations/sqlite/0013_effects.sql"),
+        postgres: include_str!("../../../migrations/postgres/0013_effects.sql"),
+    },
 ];

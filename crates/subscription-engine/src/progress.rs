@@ -56,8 +56,8 @@ impl Engine {
         Ok(report)
     }
 
-    /// Sets up, boots and runs until nothing moves any more, so that events appended by subscribers are
-    /// handled as well.
+    /// Sets up, boots, runs and sends due effects until nothing moves any more, so that events appended by
+    /// subscribers are handled as well.
     pub async fn catch_up(&self, criteria: &Criteria) -> Result<Report, EngineError> {
         let rounds = self.settings().catch_up_rounds;
         let mut handled = BTreeMap::<String, (u64, Option<Parked>)>::new();
@@ -69,12 +69,14 @@ impl Engine {
             report.retain(|(_, outcome)| !matches!(outcome, Outcome::Became { .. }));
             report.extend(self.boot(criteria, None).await?);
             report.extend(self.run(criteria, None).await?);
+            let delivered = self.deliver(criteria).await?;
             let moved = |outcome: &Outcome| match outcome {
                 Outcome::CaughtUp { events } => *events > 0,
                 Outcome::Parked { .. } => true,
                 _ => false,
             };
-            let idle = set_up == 0 && !report.iter().any(|(_, outcome)| moved(outcome));
+            let idle =
+                set_up == 0 && delivered.attempts == 0 && !report.iter().any(|(_, outcome)| moved(outcome));
             for (id, outcome) in &mut report {
                 let (events, parked) = match outcome {
                     Outcome::CaughtUp { events } => (*events, None),

@@ -5,6 +5,7 @@
 
 use store::{Connection, Database, DatabaseKind, Position, TableName, Timestamp, Tx};
 
+use crate::effects;
 use crate::poison::Letters;
 use crate::subscriber::RunMode;
 use crate::subscription::{Failure, Resume, State, Status, Subscription};
@@ -32,7 +33,7 @@ pub enum RecordError {
 
 /// The server's end of the connection that holds a claim (PostgreSQL).
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Session(Option<i32>);
+pub(crate) struct Session(pub(crate) Option<i32>);
 
 /// What came of asking for a row's lock.
 pub(crate) enum Claim {
@@ -345,7 +346,8 @@ async fn write_history(
         ),
     )
     .await?;
-    Ok(())
+    // Whatever a subscription becomes says whether its effects may be sent.
+    Ok(effects::subscription_became(tx, &subscription.id, to, subscription.changed_at, who).await?)
 }
 
 /// Counts dead letters of a claimed row that were handled or discarded; where none is left nothing is counted.

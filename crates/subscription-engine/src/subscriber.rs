@@ -190,6 +190,9 @@ pub enum RegisterError {
     /// Two subscribers have one id.
     #[error("two subscribers have the id {0:?}; each needs its own")]
     DuplicateId(String),
+    /// Two deliveries are for one kind of effects.
+    #[error("two deliveries are for effects of kind {0:?}; each kind has one")]
+    DuplicateKind(String),
     /// The id is empty, longer than 100 bytes or has a control character.
     #[error("{0:?} is no subscriber id: use 1 to 100 bytes without control characters")]
     InvalidId(String),

@@ -9,11 +9,11 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use store::{Append, Event, Fault, Position, ReadError, Tx, messages, panic_message, refuse_appends};
+use store::{Event, Fault, Position, ReadError, Tx, messages, panic_message, refuse_appends};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::context::{Context, ContextError, Writing, unchanged};
+use crate::context::{Context, ContextError, Planned, Writing, unchanged};
 use crate::dead_letters::{self, NewLetter};
 use crate::engine::{Engine, EngineError, FaultPoint};
 use crate::park::{self, Behind, stop_at};
@@ -197,13 +197,13 @@ async fn commit(
     if let Err(error) = context.tx().await {
         return not_begun(error);
     }
-    let (Some(mut tx), appends) = context.take() else { return Ok(Part::Busy) };
+    let (Some(mut tx), planned) = context.take() else { return Ok(Part::Busy) };
     let mut advanced = records::advance(&mut tx, seen, after).await;
     if let (Ok(true), false) = (&advanced, letters.is_empty()) {
         advanced = dead_letters::insert(&mut tx, &seen.id, letters).await.map(|()| true);
     }
     match advanced {
-        Ok(true) => finish(engine, &seen.id, tx, appends).await,
+        Ok(true) => finish(engine, seen, tx, planned).await,
         Ok(false) => {
             tx.rollback().await;
             Ok(Part::Busy)
@@ -216,19 +216,23 @@ async fn commit(
     }
 }
 
-/// Appends what a handler planned and commits.
+/// Writes and appends what a handler planned, and commits.
 pub(crate) async fn finish(
     engine: &Engine,
-    id: &str,
+    seen: &Subscription,
     mut tx: Tx,
-    appends: Vec<Append>,
+    planned: Planned,
 ) -> Result<Part, EngineError> {
-    // The last statement before the commit: positions are drawn here, and readers wait for who has drawn.
-    if let Err(error) = engine.store().append_all(&mut tx, appends).await {
+    if let Err(error) = planned.effects.write(&mut tx, seen).await {
         tx.rollback().await;
         return Ok(classify(error.into()));
     }
-    Ok(match commit_tx(engine, id, tx).await? {
+    // The last statement before the commit: positions are drawn here, and readers wait for who has drawn.
+    if let Err(error) = engine.store().append_all(&mut tx, planned.appends).await {
+        tx.rollback().await;
+        return Ok(classify(error.into()));
+    }
+    Ok(match commit_tx(engine, &seen.id, tx).await? {
         Ok(()) => Part::Committed,
         Err(error) => classify(error.into()),
     })

@@ -12,6 +12,7 @@ use tokio::task::{JoinError, JoinSet};
 use uuid::Uuid;
 
 use crate::cursor::Cursor;
+use crate::effects::keep_delivering;
 use crate::engine::{Criteria, Engine, EngineError, refuse_inside_unit};
 use crate::progress::Step;
 use crate::worker_row;
@@ -22,11 +23,11 @@ const BEAT: Duration = Duration::from_secs(5);
 const FORGET_LIMIT: Duration = Duration::from_secs(2);
 /// The row of a worker that was silent for this long is deleted.
 const DEAD_FOR_GOOD: Duration = Duration::from_secs(24 * 3600);
-/// How long a subscription that another worker has is left alone.
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// How long a subscription or an effect that another worker has is left alone.
+pub(crate) const BUSY_PAUSE: Duration = Duration::from_millis(100);
 /// The wait after a passing fault, at first and at most.
-const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
+pub(crate) const LONGEST_BACK_OFF: Duration = Duration::from_secs(5);
 
 /// Keeps subscriptions moving.
 #[derive(Clone, Debug)]
@@ -61,6 +62,10 @@ impl Worker {
         tasks.spawn(async move { listener.store().listen(until(stopped)).await });
         tasks.spawn(self.clone().keep_beating(stopping.subscribe()));
         tasks.spawn(self.clone().follow_all(stopping.subscribe()));
+        if !engine.deliveries().is_empty() {
+            let (engine, criteria) = (engine.clone(), criteria.clone());
+            tasks.spawn(keep_delivering(engine, criteria, self.id, stopping.subscribe()));
+        }
 
         let ended_early = tokio::select! {
             () = stop => None,
@@ -188,19 +193,19 @@ async fn follow(engine: Engine, id: String, stopping: watch::Receiver<bool>) {
 }
 
 /// How long it is until then, by the log's clock.
-async fn until_due(engine: &Engine, due: Option<Timestamp>) -> Duration {
+pub(crate) async fn until_due(engine: &Engine, due: Option<Timestamp>) -> Duration {
     let Some(due) = due else { return Duration::MAX };
     engine.clock().now().await.map_or(Duration::MAX, |now| due.since(now))
 }
 
 /// Waits until the word to stop comes.
-async fn until(mut stopping: watch::Receiver<bool>) {
+pub(crate) async fn until(mut stopping: watch::Receiver<bool>) {
     // No sender any more means that everything has ended.
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
 /// Waits for the word to stop, but not longer than this; says whether it came.
-async fn stopped_within(at_most: Duration, stopping: watch::Receiver<bool>) -> bool {
+pub(crate) async fn stopped_within(at_most: Duration, stopping: watch::Receiver<bool>) -> bool {
     tokio::time::timeout(at_most, until(stopping)).await.is_ok()
 }
 

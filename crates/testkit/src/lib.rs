@@ -4,6 +4,7 @@
 
 mod cluster;
 mod database;
+mod deliveries;
 mod hostile;
 mod judge;
 mod oracle;
@@ -15,6 +16,7 @@ mod subscribers;
 
 pub use cluster::{Cluster, ClusterError};
 pub use database::{T0, TestDatabase};
+pub use deliveries::{Planner, Receiver};
 pub use hostile::{Hostile, Refused, why_not_storable};
 pub use judge::{Prepared, Read, judge, judge_with, writers};
 pub use oracle::{Acknowledged, Delivered, Findings, Table, WANTED, Wanted};

@@ -226,6 +226,8 @@ struct Row {
     dead_letters: String,
     attempt: u32,
     next_retry: Option<Timestamp>,
+    effects_pending: String,
+    effects_held: String,
     note: String,
 }
 
@@ -247,6 +249,8 @@ impl Row {
             dead_letters: subscription.letters.open.to_string(),
             attempt: subscription.attempt,
             next_retry,
+            effects_pending: overview.effects.pending.to_string(),
+            effects_held: overview.effects.held.to_string(),
             note: what_to_know(overview, now),
         }
     }
@@ -261,6 +265,13 @@ impl Row {
 
 /// What an operator must know of it, in a few words.
 fn what_to_know(overview: &Overview, now: Timestamp) -> String {
+    let held = overview.effects.held;
+    let words = [what_its_state_says(overview, now), format!("{held} effect(s) held")];
+    let count = if held > 0 { 2 } else { 1 };
+    words[..count].iter().filter(|word| !word.is_empty()).cloned().collect::<Vec<_>>().join("; ")
+}
+
+fn what_its_state_says(overview: &Overview, now: Timestamp) -> String {
     let attempts = overview.max_attempts.map_or_else(String::new, |max| format!(" of {max}"));
     match &overview.subscription.state {
         State::Error { failure, next_retry: Some(at), .. } => format!(
@@ -388,6 +399,9 @@ async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Res
         let letters = overview.subscription.letters.open;
         if letters > 0 {
             consequences.push(format!("forgets {letters} dead letters of {}", overview.subscription.id));
+        }
+        if overview.effects.pending > 0 {
+            consequences.push(format!("holds {} planned effect(s)", overview.effects.pending));
         }
         if overview.subscription.run_mode == subscription_engine::RunMode::FromNow {
             let id = &overview.subscription.id;

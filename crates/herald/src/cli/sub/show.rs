@@ -27,6 +27,9 @@ struct Shown<'a> {
     next_retry: Option<Timestamp>,
     failure: Option<Failed<'a>>,
     has_worker: bool,
+    effects_pending: String,
+    effects_held: String,
+    oldest_effect: Option<Timestamp>,
     history: Vec<Past<'a>>,
     next: Vec<String>,
 }
@@ -95,6 +98,11 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
     if subscription.letters.open > 0 {
         field("dead", &format!("{} dead letter(s), not handled", subscription.letters.open));
     }
+    if let Some(oldest) = overview.effects.oldest {
+        let (pending, held) = (overview.effects.pending, overview.effects.held);
+        let age = duration(now.since(oldest));
+        field("effects", &format!("{pending} pending, {held} held, the oldest for {age}"));
+    }
     if let State::Error { failure, .. } = &subscription.state {
         show_failure(failure, now);
     }
@@ -142,6 +150,9 @@ fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -
         next_retry,
         failure,
         has_worker: overview.has_worker,
+        effects_pending: overview.effects.pending.to_string(),
+        effects_held: overview.effects.held.to_string(),
+        oldest_effect: overview.effects.oldest,
         history: history.iter().map(past).collect(),
         next: next(overview),
     }
@@ -195,8 +206,12 @@ fn show_failure(failure: &Failure, now: Timestamp) {
 /// What to type next.
 fn next(overview: &Overview) -> Vec<String> {
     let mut commands = next_for_state(overview);
+    let id = &overview.subscription.id;
     if overview.subscription.letters.open > 0 {
-        commands.push(format!("herald dlq list {}", overview.subscription.id));
+        commands.push(format!("herald dlq list {id}"));
+    }
+    if overview.effects.held > 0 {
+        commands.push(format!("herald effects list --state held --subscription {id}"));
     }
     commands
 }
