@@ -16,6 +16,8 @@ CREATE TABLE herald_safe_head (
     published_at  TIMESTAMPTZ NOT NULL
 );
 INSERT INTO herald_safe_head (singleton, position, published_at) VALUES (1, 0, clock_timestamp());
+-- Every reader asks for it, also one whose rights were given before there was such a table; it tells a number.
+GRANT SELECT ON herald_safe_head TO PUBLIC;
 
 -- Empties itself when the server crashes, and is empty on a standby that takes over: that is what UNLOGGED means.
 CREATE UNLOGGED TABLE herald_server_run (
@@ -46,7 +48,9 @@ BEGIN
     run := coalesce(run, (SELECT 'standby ' || extract(epoch FROM stats_reset)::text FROM pg_stat_archiver), 'standby')
                || ' ' || extract(epoch FROM pg_postmaster_start_time())::text
                || ' ' || coalesce(to_regclass('herald_positions')::oid::text, '');
-    published := coalesce((SELECT position FROM herald_safe_head), 0);
+    -- A log that was cut off may have a head that was published beyond its end: nothing there is settled.
+    published := least(coalesce((SELECT position FROM herald_safe_head), 0),
+                       coalesce((SELECT max(position) FROM herald_events), 0));
 END
 $$;
 GRANT EXECUTE ON FUNCTION herald_identify_server() TO PUBLIC;

@@ -141,6 +141,10 @@ impl<E: Error + 'static> From<E> for Exit {
             Fault::ReadOnly => (Code::NotAllowed, "check the rights on the database file and its folder"),
             Fault::NoSuchDatabase => (Code::NotFound, "check the name of the database"),
             Fault::Damaged => (Code::Configuration, "name another file, or restore this one from a backup"),
+            Fault::Transient if message.contains("an import into this log") => (
+                Code::Busy,
+                "herald store import FILE goes on with it; herald store import --abandon gives it up",
+            ),
             Fault::Transient => (Code::Busy, "try again in a moment"),
             Fault::Other => return Self::new(Code::Failed, message),
         };

@@ -206,7 +206,8 @@ impl Database {
             let _ = first.close().await;
             Ok(known)
         };
-        let known = Arc::new(identified.await.map_err(refused)?);
+        let identified = tokio::time::timeout(CONNECT_TIMEOUT, identified).await;
+        let known = Arc::new(identified.unwrap_or_else(|_| Err(silent())).map_err(refused)?);
         let (of_connections, of_uses) = (Arc::clone(&known), Arc::clone(&known));
         let pool = PgPoolOptions::new()
             .max_connections(options.connections)

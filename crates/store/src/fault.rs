@@ -4,6 +4,7 @@ use std::error::Error;
 
 use crate::append::{AppendError, is_duplicate_id};
 use crate::database::ConnectError;
+use crate::import::REFUSAL;
 use crate::store::StoreError;
 
 /// What is said where every connection stayed in use for as long as somebody waited for one.
@@ -84,6 +85,8 @@ impl Fault {
             sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed | sqlx::Error::Tls(_) => Self::Transient,
             // Another append has just used the id: who repeats the call learns what became of that one.
             _ if is_duplicate_id(error) => Self::Transient,
+            // It ends with the import, and is nobody's failure.
+            sqlx::Error::Database(error) if error.message().starts_with(REFUSAL) => Self::Transient,
             sqlx::Error::Database(error) => Self::of_code(error.code().as_deref().unwrap_or_default()),
             _ => Self::Other,
         }

@@ -11,6 +11,7 @@ mod guard;
 mod lines;
 mod write;
 
+pub(crate) use self::guard::REFUSAL;
 use tokio::io::AsyncBufRead;
 use uuid::Uuid;
 
@@ -151,6 +152,27 @@ pub enum ImportError {
 }
 
 impl Store {
+    /// Whether an import has begun and not come to its end: until then nobody can append.
+    pub async fn import_is_under_way(&self) -> sqlx::Result<bool> {
+        guard::is_up(self).await
+    }
+
+    /// Gives an import up that broke off: the log stays as far as it came, and everybody can append again. Says
+    /// whether there was one. The file cannot be gone on with once something was appended.
+    pub async fn abandon_import(&self) -> sqlx::Result<bool> {
+        if !guard::is_up(self).await? {
+            return Ok(false);
+        }
+        let mut tx = self.begin().await?;
+        match guard::take_down(&mut tx).await {
+            Ok(()) => tx.commit().await.map(|()| true),
+            Err(error) => {
+                tx.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
     /// Reads what [`Store::export`] wrote into this log. Doing it again goes on where it broke off.
     pub async fn import(
         &self,

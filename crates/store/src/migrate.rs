@@ -125,7 +125,8 @@ BEGIN
     FOR lost IN SELECT oid::regprocedure
                   FROM pg_proc
                  WHERE pronamespace = current_schema()::regnamespace
-                   AND proname LIKE 'herald\\_%'
+                   AND proname IN ('herald_append', 'herald_append_one', 'herald_identify_server',
+                                   'herald_publish_head')
                    AND EXISTS (SELECT FROM unnest(proconfig) AS setting
                                 WHERE setting LIKE 'search_path=%' AND setting <> 'search_path=' || home)
     LOOP
@@ -197,6 +198,8 @@ pub(crate) async fn migrate(store: &Store, tx: &mut Tx, known: &[Migration]) -> 
     if let Connection::Postgres(_) = tx.connection() {
         // SQLite's write lock is already held.
         tx.fetch_optional::<(bool,)>("SELECT pg_advisory_xact_lock($1) IS NULL", (MIGRATION_LOCK,)).await?;
+        // Whoever waits for a table keeps everybody out who comes later: better to fail, and to be called again.
+        tx.execute("SET LOCAL lock_timeout = '10s'", ()).await?;
     }
     tx.execute(
         "CREATE TABLE IF NOT EXISTS herald_migrations (number BIGINT PRIMARY KEY, name TEXT NOT NULL)",

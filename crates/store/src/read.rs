@@ -38,6 +38,8 @@ pub const MAX_PAGE_BYTES: usize = 8 * 1024 * 1024;
 pub const MAX_LOOKED_AT: i64 = 100_000;
 /// Events looked at by one statement in such a read.
 const LOOK: i64 = 10_000;
+/// A reader that is so many positions behind what is known to be settled reads up to there, and does not ask for more.
+const FAR_BEHIND: i64 = 10_000;
 /// Usual size of a page.
 const PAGE_EVENTS: usize = 1_000;
 /// Several types are looked for in so many positions at first for each event of the page, and then in eight times
@@ -147,6 +149,13 @@ impl Store {
                     Ok(Page { events: rows.events, scanned_to, is_end })
                 }
             };
+        }
+        let settled = self.settled();
+        if settled.0.saturating_sub(after.0) > FAR_BEHIND {
+            // Who appends now is none of its business.
+            let range = Range { after, up_to: settled, direction: Direction::Forwards };
+            let page = self.scan(filter, range, limit).await?;
+            return Ok(Page { is_end: false, ..page });
         }
         let range = self.range_after(after).await?;
         self.scan(filter, range, limit).await

@@ -142,7 +142,13 @@ impl Store {
         };
         // Taken before the snapshot: what is missing below it then was rolled back.
         let floor = known.floor();
-        let mut events = select(self, &Filter::all(), after, None, limit).await?;
+        let mut events = match select(self, &Filter::all(), after, None, limit).await {
+            // Behind a hole it is not the next one yet: what may still come there comes first.
+            Err(ReadError::BadRow { position, .. }) if position.0 > after.max(floor.settled).0 + 1 => {
+                return Ok(Part { events: Vec::new(), stops_at_once: true });
+            }
+            result => result?,
+        };
         let length = contiguous(&events, after, floor.settled);
         let stops_at_once = length == 0 && !events.is_empty();
         events.truncate(length);
@@ -169,8 +175,7 @@ impl Store {
             return Ok(false);
         }
         known.note_seen(top.run, top.position);
-        let start = Instant::now();
-        let deadline = start + patience;
+        let deadline = Instant::now() + patience;
         let turn = tokio::time::timeout_at(deadline, self.prover().lock()).await;
         if top.position <= known.floor().settled {
             return Ok(true);
@@ -180,6 +185,8 @@ impl Store {
         // All that was seen by anybody until now, and so before the lock table is read.
         let Some(seen) = known.seen(top.run) else { return Ok(false) };
         let longest_nap = if waited.is_long() { LONGEST_NAP } else { LONG_NAP };
+        // Not before: an append that was begun while this task waited for its turn has kept nobody waiting.
+        let start = Instant::now();
         match wait_for_holders(&mut connection, deadline, longest_nap).await? {
             Proof::Done => {
                 known.raise(top.run, seen);
@@ -211,28 +218,41 @@ impl Store {
         )
         .fetch_one(pool)
         .await?;
-        known.note_published(run, published.unwrap_or(Position::START));
-        Ok(Top { position: top.unwrap_or(Position::START), run, is_standby })
+        let position = top.unwrap_or(Position::START);
+        // A log that was cut off may have a head that was published beyond its end: nothing there is settled.
+        known.note_published(run, published.map_or(Position::START, |published| published.min(position)));
+        Ok(Top { position, run, is_standby })
+    }
+
+    /// Up to where everything is known to be settled, without asking anybody.
+    pub(crate) fn settled(&self) -> Position {
+        match self.database() {
+            Database::Sqlite { .. } => Position::START,
+            Database::Postgres { known, .. } => known.floor().settled,
+        }
     }
 
     /// Counts on from the known head as long as there is no hole.
     async fn count_up(&self) -> sqlx::Result<Position> {
         let Database::Postgres { pool, known } = self.database() else { return Ok(Position::START) };
+        // Mostly the hole comes at once.
+        let mut limit = 1;
         loop {
             let floor = known.floor();
             let rows: Vec<(Position,)> = sqlx::query_as(
                 "SELECT position FROM herald_events WHERE position > $1 ORDER BY position LIMIT $2",
             )
             .bind(floor.settled)
-            .bind(COUNT_PAGE)
+            .bind(limit)
             .fetch_all(pool)
             .await?;
             let before = floor.settled;
             let head = rows.iter().fold(before, |head, row| if row.0.0 == head.0 + 1 { row.0 } else { head });
             known.raise(floor.run, head);
-            if head.0 - before.0 < COUNT_PAGE {
+            if head.0 - before.0 < limit {
                 return Ok(head);
             }
+            limit = COUNT_PAGE;
         }
     }
 }

@@ -92,6 +92,9 @@ struct Inner {
     private_folder: Option<Arc<TempDir>>,
 }
 
+/// The migration that changes the types of columns which the view shows.
+const COLUMNS_CHANGE: i64 = 3;
+
 /// What was found out about a log when it was opened.
 #[derive(Default)]
 struct Found {
@@ -272,8 +275,8 @@ impl Store {
             arrival::arrive(&self.0.database).await?;
         }
         let mut tx = self.begin().await?;
-        if self.schema().await? != Schema::Current {
-            // A view pins the types of the columns that it shows.
+        if self.missing_migrations().await?.iter().any(|missing| missing.number == COLUMNS_CHANGE) {
+            // A view pins the types of the columns that it shows. With it go the rights on it: not without need.
             tx.execute(Sql::named("DROP VIEW IF EXISTS {t}", &setup.view), ()).await?;
         }
         let ran = match migrate::migrate(self, &mut tx, &self.0.migrations).await {

@@ -97,11 +97,13 @@ impl Store {
         last: usize,
     ) -> Result<Option<StreamSummary>, SummaryError> {
         let filter = Filter::of(name)?;
+        // What is there is told, not what upcasters make of it: they may make nothing of the first or the last event.
+        let stored = self.without_upcasters();
         if name.is_reserved() {
-            return Ok(self.special_summary(&filter, last).await?);
+            return Ok(stored.special_summary(&filter, last).await?);
         }
-        let newest = self.read_stream_backwards(name, None, last.max(1)).await?;
-        let first = self.read_stream(name, 0, 1).await?.into_iter().next();
+        let newest = stored.read_stream_backwards(name, None, last.max(1)).await?;
+        let first = stored.read_stream(name, 0, 1).await?.into_iter().next();
         Ok(first.zip(newest.first().map(|event| event.version)).map(|(first, version)| StreamSummary {
             // Versions begin at 0 and have no holes.
             events: u64::try_from(version.0).unwrap_or(0) + 1,
@@ -117,7 +119,11 @@ impl Store {
         last: usize,
     ) -> Result<Option<StreamSummary>, ReadError> {
         let head = self.head().await?.position;
-        let first = self.read(filter, Position::START, 1).await?.events.into_iter().next();
+        let mut page = self.read(filter, Position::START, 1).await?;
+        while page.events.is_empty() && !page.is_end && page.scanned_to < head {
+            page = self.read(filter, page.scanned_to, 1).await?;
+        }
+        let first = page.events.into_iter().next();
         let Some(first) = first.filter(|event| event.position <= head) else { return Ok(None) };
         let events = self.count(filter, head).await?;
         let last = self.read_backwards(filter, Some(Position(head.0 + 1)), last).await?.events;

@@ -1,7 +1,7 @@
 //! What an operator does with dead letters: look at them, have them tried again, give them up.
 //!
-//! A letter is tried in a unit of its own, under the same claim as the subscription's own units and never at the
-//! same time as one of them. Of one key the oldest goes first. When a key has no letters left its events flow again.
+//! A letter is tried in a unit of its own, under the same claim as the subscription's own units: on PostgreSQL never at
+//! the same time as one of them, on SQLite never at the same time from its first use of the transaction on. Of one key the oldest goes first. When a key has no letters left its events flow again.
 
 use store::{Event, Filter, Position, Timestamp, Tx};
 
@@ -330,13 +330,17 @@ impl Engine {
         if reason.trim().is_empty() {
             return Ok(report.stopped(refused("nothing is discarded without a reason")));
         }
+        // What comes meanwhile nobody has seen, so nobody has decided on it.
+        let mut seen_up_to = None;
         loop {
             let now = self.clock().now().await?;
             let (mut tx, subscription, _) = match self.begin_claimed(id).await? {
                 Ok(claimed) => claimed,
                 Err(outcome) => return Ok(report.stopped(outcome)),
             };
-            let letters = dead_letters::list_in(&mut tx, id, filter, DISCARDED_AT_ONCE).await?;
+            let up_to = *seen_up_to.get_or_insert(subscription.read_from());
+            let mut letters = dead_letters::list_in(&mut tx, id, filter, DISCARDED_AT_ONCE).await?;
+            letters.retain(|letter| letter.event.position <= up_to);
             if letters.is_empty() {
                 tx.rollback().await;
                 return Ok(report);

@@ -37,6 +37,9 @@ impl Engine {
         if let Status::Finished | Status::Detached = seen.state.status() {
             return refused(format!("it is {} and handles nothing", seen.state.status()));
         }
+        if let Some(bad) = self.bad_checkpoint_of(id).await? {
+            return refused(bad.to_string());
+        }
         let (at, what) = match self.next_for(registered, &seen).await? {
             Next::Event(event) => (event.position, format!("{} {}", event.event_type, event.id)),
             Next::Unreadable(at) => (at, "unreadable".to_owned()),

@@ -197,9 +197,13 @@ pub(crate) async fn be_child(arguments: &ChildArguments) -> Result<(), BoxError>
             listener.listen("raw_wake").await?;
             let mut after = 0_i64;
             loop {
-                let select = sqlx::query_as::<_, (i64, String)>(RAW_SELECT).bind(after);
-                let rows = select.fetch_all(&mut connection).await?;
-                after = rows.last().map_or(after, |row| row.0);
+                // A statement does not bring all that an earlier case has left.
+                loop {
+                    let select = sqlx::query_as::<_, (i64, String)>(RAW_SELECT).bind(after);
+                    let rows = select.fetch_all(&mut connection).await?;
+                    let Some(last) = rows.last() else { break };
+                    after = last.0;
+                }
                 tell(after)?;
                 listener.recv().await?;
             }

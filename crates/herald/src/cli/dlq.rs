@@ -170,7 +170,8 @@ impl Row {
 }
 
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
-    let app = App::open(config).await?;
+    let only_looks = matches!(command, Command::List(_) | Command::Show { .. } | Command::Export(_));
+    let app = if only_looks { App::open_to_look(config).await? } else { App::open(config).await? };
     let result = match command {
         Command::List(arguments) => list_page(&app, global, &arguments).await,
         Command::Show { id, position } => show(&app, global, &id, position).await,
@@ -283,7 +284,7 @@ async fn show(app: &App, global: &Global, id: &str, position: i64) -> Result<(),
     field("next", &format!("herald events show {position}"));
     match letter.reason {
         Reason::Failed { .. } => {
-            field("", &format!("herald dlq retry {id} {position}        (after a fix)"));
+            field("", &format!("herald dlq retry {id} {position}   # after a fix"));
         }
         Reason::Behind { .. } => {
             field("", &format!("herald dlq retry {id} --key {:?}        (oldest first)", row.key));

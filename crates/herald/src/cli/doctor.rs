@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use store::{Database, Schema, Store, StoreError, Verify};
+use store::{BadSequence, Database, PlaceError, Schema, Store, StoreError, Verify};
 use subscription_engine::{Criteria, Overview, State, WORKER_SILENCE};
 
 use crate::app::{App, connect_to_look};
@@ -124,6 +124,7 @@ async fn look(config: &Config, checked: &mut Vec<Checked>) -> Result<(), Exit> {
         checked.push(clock(&store).await?);
         let app = App::of(config, Ok(store.clone())).await?;
         checked.push(head(&app).await?);
+        checked.extend(import(&app).await?);
         checked.extend(subscriptions(&app).await?);
         checked.extend(log(&app).await?);
     }
@@ -147,8 +148,15 @@ fn places(store: &Store) -> Vec<Checked> {
         .refusals()
         .iter()
         .map(|refusal| match refusal {
+            StoreError::Place(PlaceError::Copied { .. }) => {
+                let next = "use the original; herald store adopt only if that does not run any more";
+                problem("place", refusal.to_string(), next)
+            }
             StoreError::Place(_) => problem("place", refusal.to_string(), "herald store adopt"),
-            _ => problem("sequence", refusal.to_string(), "herald store verify --fix"),
+            StoreError::BadSequence(BadSequence::Behind { .. }) => {
+                problem("sequence", refusal.to_string(), "herald store verify --fix")
+            }
+            _ => problem("sequence", refusal.to_string(), "do what it says, then herald doctor"),
         })
         .collect();
     if !store.refusals().iter().any(|refusal| matches!(refusal, StoreError::Place(_))) {
@@ -236,6 +244,18 @@ async fn head(app: &App) -> Result<Checked, Exit> {
     })
 }
 
+/// An import that has not come to its end keeps everybody from appending.
+async fn import(app: &App) -> Result<Option<Checked>, Exit> {
+    let is_under_way = app.store.import_is_under_way().await?;
+    Ok(is_under_way.then(|| {
+        problem(
+            "import",
+            "an import is under way or broke off: until it is complete nobody can append",
+            "herald store import FILE with the same file; or herald store import --abandon",
+        )
+    }))
+}
+
 async fn subscriptions(app: &App) -> Result<Vec<Checked>, Exit> {
     let overviews = app.engine.status(&Criteria::all()).await?;
     let workers = app.engine.live_workers().await?;
@@ -271,6 +291,7 @@ async fn subscriptions(app: &App) -> Result<Vec<Checked>, Exit> {
         }
     };
     checked.extend(overviews.iter().filter_map(state));
+    checked.extend(overviews.iter().flat_map(set_aside));
     if checked.is_empty() {
         checked.push(fine("subscriptions", format!("{} without an error", overviews.len())));
     }
@@ -279,6 +300,28 @@ async fn subscriptions(app: &App) -> Result<Vec<Checked>, Exit> {
         count => fine("workers", format!("{count} at work")),
     });
     Ok(checked)
+}
+
+/// What a subscription has not done and will not do by itself.
+fn set_aside(overview: &Overview) -> Vec<Checked> {
+    let subscription = &overview.subscription;
+    let (id, effects) = (&subscription.id, &overview.effects);
+    let mut checked = Vec::new();
+    if let State::Paused { .. } = subscription.state {
+        let what = format!("{id} is paused, {} position(s) behind", overview.lag);
+        checked.push(warning("paused", what, &format!("herald sub show {id}; herald sub reactivate {id}")));
+    }
+    if subscription.letters.open > 0 {
+        let what =
+            format!("{} event(s) of {id} were set aside and are not handled", subscription.letters.open);
+        checked.push(warning("dead letters", what, &format!("herald dlq list {id}")));
+    }
+    if effects.held > 0 {
+        let what = format!("{} effect(s) of {id} are held until somebody decides", effects.held);
+        let next = format!("herald effects list --state held --subscription {id}");
+        checked.push(warning("effects", what, &next));
+    }
+    checked
 }
 
 /// The newest events, indexes and checkpoints.

@@ -126,7 +126,8 @@ impl From<&EffectRecord> for Row {
 }
 
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
-    let app = App::open(config).await?;
+    let only_looks = matches!(command, Command::List(_) | Command::Show { .. });
+    let app = if only_looks { App::open_to_look(config).await? } else { App::open(config).await? };
     let result = match command {
         Command::List(arguments) => list_some(&app, global, arguments).await,
         Command::Show { id } => show::run(&app, global, id).await,

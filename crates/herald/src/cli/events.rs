@@ -148,7 +148,10 @@ fn show(row: &Row) {
         ("payload", pretty(&row.payload)),
     ];
     for (name, value) in fields {
-        line(&format!("{name:<12}{}", value.replace('\n', "\n            ")));
+        // Each line by itself: what a line holds is made visible, its end too.
+        for (number, part) in value.lines().enumerate() {
+            line(&format!("{:<12}{part}", if number == 0 { name } else { "" }));
+        }
     }
 }
 

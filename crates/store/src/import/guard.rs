@@ -19,6 +19,9 @@ const POSTGRES_UP: &str = "CREATE FUNCTION herald_refuse_while_importing() RETUR
          FOR EACH STATEMENT WHEN (current_setting('herald.importing', true) IS DISTINCT FROM 'on')
          EXECUTE FUNCTION herald_refuse_while_importing()";
 
+/// How the refusal begins, on both databases.
+pub(crate) const REFUSAL: &str = "an import into this log is under way or broke off";
+
 /// Whether appends are refused.
 pub(super) async fn is_up(store: &Store) -> sqlx::Result<bool> {
     let row: Option<(i64,)> = store.database().fetch_optional(looks(store.database().kind()), ()).await?;

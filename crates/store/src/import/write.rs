@@ -259,7 +259,9 @@ async fn keep_appenders_out(tx: &mut Tx) -> sqlx::Result<()> {
         // An append moves its stream first, and waits there. Reads pass. (A plan that was made while the log was small
         // is kept, and would read the log from end to end for each chunk; so it may only be one that uses indexes.)
         connection @ Connection::Postgres(_) => {
+            // What is read meanwhile may come through a slow pipe.
             let sql = "SET LOCAL lock_timeout = '10s';
+                       SET LOCAL idle_in_transaction_session_timeout = 0;
                        SET LOCAL enable_seqscan = off;
                        SET LOCAL enable_hashjoin = off;
                        SET LOCAL enable_mergejoin = off;

@@ -151,11 +151,11 @@ fn next(record: &EffectRecord) -> Vec<String> {
             format!("herald effects hold {id}        (to keep it back)"),
         ],
         EffectStatus::Held => vec![
-            format!("herald effects release {id}        (to send it)"),
+            format!("herald effects release {id}          # to send it"),
             format!("herald effects discard {id}        (to give it up)"),
         ],
         EffectStatus::Failed => vec![
-            format!("herald effects retry {id}        (after a fix)"),
+            format!("herald effects retry {id}   # after a fix"),
             format!("herald effects discard {id}        (to give it up)"),
         ],
         EffectStatus::Sending | EffectStatus::Done | EffectStatus::Unwanted | EffectStatus::Discarded => {

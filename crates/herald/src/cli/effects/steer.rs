@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde::Serialize;
-use subscription_engine::{EffectFilter, EffectOutcome, EffectStatus};
+use subscription_engine::{EffectFilter, EffectOutcome, EffectRecord, EffectState, EffectStatus, Hold};
 use uuid::Uuid;
 
 use super::Filter;
@@ -83,6 +83,18 @@ impl Verb {
     }
 }
 
+/// How many of them nobody knows of whether they arrived.
+async fn count_in_doubt(app: &App, ids: &[Uuid]) -> Result<usize, Exit> {
+    let mut count = 0;
+    for id in ids {
+        let found = app.engine.effect(*id).await?;
+        let is_in_doubt =
+            |record: &EffectRecord| matches!(record.state, EffectState::Held { hold: Hold::InDoubt });
+        count += usize::from(found.is_some_and(|(record, _)| is_in_doubt(&record)));
+    }
+    Ok(count)
+}
+
 #[derive(Serialize)]
 struct Told {
     id: Uuid,
@@ -96,6 +108,13 @@ pub(super) async fn run(app: &App, global: &Global, verb: Verb, which: Which, wh
     if verb == Verb::Discard && !ids.is_empty() {
         let what = format!("discarding {} effect(s), which are never sent then", ids.len());
         confirm(global, &what)?;
+    }
+    if verb == Verb::Release {
+        let in_doubt = count_in_doubt(app, &ids).await?;
+        if in_doubt > 0 {
+            let what = format!("releasing {in_doubt} effect(s) that may have arrived sends them once more");
+            confirm(global, &what)?;
+        }
     }
     let reason = global.reason.clone().unwrap_or_else(|| format!("{} by {who}", verb.done()));
     let (mut told, mut worst) = (Vec::with_capacity(ids.len()), None);

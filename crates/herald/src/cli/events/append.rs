@@ -2,7 +2,10 @@
 
 use std::io::Read;
 
-use ::store::{ExpectedVersion, Json, NewEvent, StreamName, Version};
+use ::store::{
+    ExpectedVersion, Json, MAX_APPEND_EVENTS, MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, NewEvent, StreamName,
+    Version,
+};
 use clap::Args;
 use serde::Deserialize;
 use uuid::Uuid;
@@ -12,6 +15,9 @@ use crate::cli::Global;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::output::{json, line, note};
+
+/// Payloads and metadata of the largest append, and room for what stands around them.
+const MAX_INPUT_BYTES: u64 = ((MAX_PAYLOAD_BYTES + MAX_METADATA_BYTES + 1024) * MAX_APPEND_EVENTS) as u64;
 
 #[derive(Debug, Args)]
 pub(crate) struct Append {
@@ -166,11 +172,19 @@ pub(in crate::cli) fn text_or_file(text: String) -> Result<String, Exit> {
     }
 }
 
+/// More than an append may have is not even read.
 fn read(file: &str) -> Result<String, Exit> {
     let mut text = String::new();
     let result = match file {
-        "-" => std::io::stdin().lock().read_to_string(&mut text).map(|_| text),
-        file => std::fs::read_to_string(file),
+        "-" => std::io::stdin().lock().take(MAX_INPUT_BYTES + 1).read_to_string(&mut text),
+        file => std::fs::File::open(file)
+            .and_then(|file| file.take(MAX_INPUT_BYTES + 1).read_to_string(&mut text)),
     };
-    result.map_err(|error| usage(format!("could not read {file}: {error}")))
+    match result {
+        Ok(length) if length as u64 > MAX_INPUT_BYTES => {
+            Err(usage(format!("{file} has more than {MAX_INPUT_BYTES} bytes, more than one append may have")))
+        }
+        Ok(_) => Ok(text),
+        Err(error) => Err(usage(format!("could not read {file}: {error}"))),
+    }
 }

@@ -13,6 +13,9 @@ use crate::exit::{Code, Exit};
 use crate::output::{json, line, note};
 
 pub(super) async fn backup(config: &Config, global: &Global, file: &str) -> Result<(), Exit> {
+    if file.is_empty() || file == "-" {
+        return Err(Exit::new(Code::Usage, format!("{file:?} is no file to back up to")));
+    }
     let store = connect_to_look(config).await?;
     let database = store.database().target().database;
     let backup = store.back_up(Path::new(file)).await;
@@ -38,14 +41,26 @@ pub(super) async fn backup(config: &Config, global: &Global, file: &str) -> Resu
     }
     match backup.kind {
         DatabaseKind::Sqlite => note(&format!(
-            "restore: stop the worker; rm -f {database}-wal {database}-shm; cp {file} {database}; herald store status"
+            "restore: stop the worker; rm -f {wal} {shm}; cp {from} {to}; herald --database {url} store status",
+            wal = quoted(&format!("{database}-wal")),
+            shm = quoted(&format!("{database}-shm")),
+            from = quoted(file),
+            to = quoted(&database),
+            url = quoted(&format!("sqlite:{database}")),
         )),
         DatabaseKind::Postgres => note(&format!(
             "restore: createdb NEW; pg_restore --exit-on-error --clean --if-exists --dbname NEW {file}; \
-             herald --database postgres://…/NEW store status"
+             herald --database postgres://…/NEW store status",
+            file = quoted(file),
         )),
     }
     Ok(())
+}
+
+/// As one word of a shell.
+fn quoted(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-./:=".contains(&byte);
+    if word.bytes().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 fn of_backup(error: BackupError) -> Exit {

@@ -12,6 +12,7 @@ use subscription_engine::{Criteria, RunMode};
 
 use crate::app::App;
 use crate::cli::Global;
+use crate::cli::confirm::confirm;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::output::{json, line, note};
@@ -32,10 +33,14 @@ pub(crate) struct Export {
 #[derive(Debug, Args)]
 pub(crate) struct Import {
     /// The file, or - for stdin
-    file: String,
+    #[arg(required_unless_present = "abandon")]
+    file: Option<String>,
     /// Find out what is wrong with the file, or with importing it here; keep nothing of it
     #[arg(long)]
     dry_run: bool,
+    /// Give an import up that broke off, and let everybody append to what is there
+    #[arg(long, conflicts_with_all = ["file", "dry_run"])]
+    abandon: bool,
 }
 
 /// Where data goes, or comes from, for the pipe.
@@ -100,13 +105,12 @@ fn told_exported(global: &Global, exported: &Exported, file: &str) -> Result<(),
 }
 
 pub(super) async fn import(config: &Config, global: &Global, arguments: Import) -> Result<(), Exit> {
-    let file = if arguments.file == PIPE {
+    let Some(name) = arguments.file else { return abandon(config, global).await };
+    let file = if name == PIPE {
         None
     } else {
-        let file = tokio::fs::File::open(&arguments.file).await;
-        Some(file.map_err(|error| {
-            Exit::new(Code::NotFound, format!("could not read {}: {error}", arguments.file))
-        })?)
+        let file = tokio::fs::File::open(&name).await;
+        Some(file.map_err(|error| Exit::new(Code::NotFound, format!("could not read {name}: {error}")))?)
     };
     let app = App::open(config).await?;
     if !arguments.dry_run && !global.yes {
@@ -126,6 +130,25 @@ pub(super) async fn import(config: &Config, global: &Global, arguments: Import) 
     };
     app.store.close().await;
     told_imported(global, &imported.map_err(of_import)?, mode)
+}
+
+/// What was not imported is not in the log then, whatever is appended after it.
+async fn abandon(config: &Config, global: &Global) -> Result<(), Exit> {
+    let app = App::open(config).await?;
+    if !app.store.import_is_under_way().await? {
+        app.store.close().await;
+        return Err(Exit::new(Code::Conflict, "no import is under way or broke off"));
+    }
+    let end = app.store.head().await?.position;
+    confirm(global, &format!("giving the import up leaves a log that ends at position {end}"))?;
+    let given_up = app.store.abandon_import().await;
+    app.store.close().await;
+    given_up?;
+    if global.output.is_json() {
+        return json("herald.store.import/1", &value!({ "abandoned": true, "head": end.to_string() }));
+    }
+    line(&format!("Gave the import up; the log ends at position {end}."));
+    Ok(())
 }
 
 /// Who was set up from now on takes imported events for new ones, and may send mail about them.

@@ -226,12 +226,12 @@ fn next_for_state(overview: &Overview) -> Vec<String> {
                 (None, Some(position)) => commands.push(format!("herald store verify --from {position}")),
                 (None, None) => {}
             }
-            commands.push(format!("herald sub reactivate {id}        (after a fix)"));
+            commands.push(format!("herald sub reactivate {id}   # after a fix"));
             if let Some(event) = &failure.event {
                 let skip = format!("herald sub skip {id} {} --reason …", event.position);
                 commands.push(format!("{skip}        (to go on without that event)"));
             }
-            commands.push(format!("herald sub pause {id}        (to leave it alone)"));
+            commands.push(format!("herald sub pause {id}   # to leave it alone"));
             commands
         }
         State::Paused { .. } | State::Finished => vec![format!("herald sub reactivate {id}")],
