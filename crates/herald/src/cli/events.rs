@@ -104,7 +104,7 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         // Opens a store by itself: it makes one where there is none.
         Command::Append(arguments) => append::run(config, global, arguments).await?,
         Command::Stats(arguments) => {
-            stats::run(&App::open_to_look(config).await?, global, &arguments).await?
+            stats::run(&App::open_to_look(config).await?, global, &arguments).await?;
         }
         Command::List(arguments) => list::run(config, global, arguments).await?,
         Command::Tail(arguments) => return tail::run(config, global, arguments).await,
