@@ -51,6 +51,7 @@ mod restore;
 mod restore_cli;
 mod safe_head;
 mod snapshots;
+mod states;
 mod store_cli;
 mod store_head;
 mod stores;
