@@ -24,6 +24,7 @@ mod engine_exactly_once;
 mod engine_failure;
 mod engine_interference;
 mod engine_lifecycle;
+mod engine_look_back;
 mod engine_skip;
 mod engine_upcasting;
 mod engine_worker;

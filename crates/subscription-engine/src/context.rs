@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 
 use store::{
-    Append, DomainEvent, Event, ExpectedVersion, InvalidJson, Json, NewEvent, ReadError, Sql, StreamName,
-    TableName, Tx, Values, Version,
+    Append, DomainEvent, Event, ExpectedVersion, InvalidJson, Json, NewEvent, Position, ReadError, Sql, Store,
+    StreamName, TableName, Tx, Values, Version,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -33,7 +33,7 @@ pub struct Context<'a> {
     pub(crate) seen: &'a Subscription,
     /// Whether the row is still as this unit needs it.
     still_fits: fn(&Subscription, &Subscription) -> bool,
-    tx: Option<Tx>,
+    pub(crate) tx: Option<Tx>,
     /// Whose connection that is on the server.
     session: Option<Session>,
     /// Held as long as the transaction, where writers exclude each other.
@@ -112,6 +112,14 @@ pub enum ContextError {
     /// An effect breaks a limit.
     #[error(transparent)]
     InvalidEffect(#[from] InvalidEffect),
+    /// More stands before an event than the handler is ready for.
+    #[error("more than {at_most} events stand before position {position}; look for fewer, or allow more")]
+    TooManyBefore {
+        /// Before which event.
+        position: Position,
+        /// How many were allowed.
+        at_most: usize,
+    },
     /// The row of the subscription could not be claimed.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -218,6 +226,10 @@ impl<'a> Context<'a> {
     /// The door to everything that this event brings about.
     pub fn because_of<'c>(&'c mut self, event: &'c Event) -> Cause<'c, 'a> {
         Cause { context: self, event }
+    }
+
+    pub(crate) fn store(&self) -> &'a Store {
+        self.engine.store()
     }
 
     pub(crate) fn writing(&self) -> watch::Receiver<Writing> {

@@ -15,6 +15,7 @@ mod engine;
 mod gate;
 mod letters;
 mod lifecycle;
+mod look_back;
 mod migrations;
 mod park;
 mod poison;
@@ -41,6 +42,7 @@ pub use engine::{
     Criteria, Engine, EngineError, FaultPoint, Faults, Outcome, Overview, Report, Settings, WORKER_SILENCE,
 };
 pub use letters::LetterReport;
+pub use look_back::LookBack;
 pub use migrations::MIGRATIONS;
 pub use poison::{KeyFunction, Letters, ParkKey, Parked, Poison};
 pub use records::{BadRow, HistoryLine, RecordError};
