@@ -20,6 +20,7 @@ mod engine;
 mod engine_clock;
 mod engine_context;
 mod engine_detach;
+mod engine_emit;
 mod engine_exactly_once;
 mod engine_failure;
 mod engine_interference;

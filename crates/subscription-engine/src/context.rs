@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 
 use store::{
-    Append, DomainEvent, Event, ExpectedVersion, InvalidJson, Json, NewEvent, Position, ReadError, Sql, Store,
-    StreamName, TableName, Tx, Values, Version,
+    Append, DomainEvent, Event, ExpectedVersion, InvalidJson, InvalidStreamName, Json, NewEvent, Position,
+    ReadError, Sql, Store, StreamName, TableName, Tx, Values, Version,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -120,6 +120,9 @@ pub enum ContextError {
         /// How many were allowed.
         at_most: usize,
     },
+    /// The subscription's own stream cannot have its name.
+    #[error("the subscription's id makes no stream name")]
+    InvalidStream(#[from] InvalidStreamName),
     /// The row of the subscription could not be claimed.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -321,7 +324,7 @@ impl Cause<'_, '_> {
         self.plan(stream, expected, NewEvent::of(event)?)
     }
 
-    fn plan(
+    pub(crate) fn plan(
         &mut self,
         stream: &StreamName,
         expected: ExpectedVersion,

@@ -11,6 +11,7 @@ mod context;
 mod cursor;
 mod dead_letters;
 mod effects;
+mod emit;
 mod engine;
 mod gate;
 mod letters;
@@ -38,6 +39,7 @@ pub use effects::{
     EffectRecord, EffectState, EffectStatus, Happened, Hold, ImpossibleStep, InDoubt, InvalidEffect,
     NewEffect, Pacing, Sending, Terms, Wanted,
 };
+pub use emit::{Emission, LINKED_FIELD, Linked, emitted_stream};
 pub use engine::{
     Criteria, Engine, EngineError, FaultPoint, Faults, Outcome, Overview, Report, Settings, WORKER_SILENCE,
 };

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use store::{Event, Filter, InvalidTableName, TableName};
 
 use crate::context::Context;
+use crate::emit::Emission;
 use crate::poison::Poison;
 use crate::retry::RetryStrategy;
 
@@ -68,6 +69,7 @@ pub struct Definition {
     pub(crate) run_mode: RunMode,
     pub(crate) filter: Filter,
     pub(crate) retry: RetryStrategy,
+    pub(crate) emission: Emission,
     pub(crate) poison: Poison,
     pub(crate) tables: BTreeMap<&'static str, &'static str>,
     pub(crate) projection: Option<&'static str>,
@@ -97,6 +99,7 @@ impl Definition {
             run_mode,
             filter: Filter::all(),
             retry: RetryStrategy::default(),
+            emission: Emission::default(),
             poison: Poison::default(),
             tables: BTreeMap::new(),
             projection: None,
@@ -128,6 +131,13 @@ impl Definition {
     #[must_use]
     pub fn with_retry(mut self, retry: RetryStrategy) -> Self {
         self.retry = retry;
+        self
+    }
+
+    /// When it emits and links. Without this: once it has caught up with history.
+    #[must_use]
+    pub fn with_emission(mut self, emission: Emission) -> Self {
+        self.emission = emission;
         self
     }
 
