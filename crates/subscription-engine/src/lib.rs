@@ -13,7 +13,9 @@ mod dead_letters;
 mod effects;
 mod emit;
 mod engine;
+mod fold;
 mod gate;
+mod handlers;
 mod letters;
 mod lifecycle;
 mod look_back;
@@ -24,6 +26,7 @@ mod progress;
 mod records;
 mod retry;
 mod skip;
+mod state_projection;
 mod subscriber;
 mod subscription;
 mod unit;
@@ -43,12 +46,15 @@ pub use emit::{Emission, LINKED_FIELD, Linked, emitted_stream};
 pub use engine::{
     Criteria, Engine, EngineError, FaultPoint, Faults, Outcome, Overview, Report, Settings, WORKER_SILENCE,
 };
+pub use fold::{Fold, FoldError};
+pub use handlers::{Folded, Handlers};
 pub use letters::LetterReport;
 pub use look_back::LookBack;
 pub use migrations::MIGRATIONS;
 pub use poison::{KeyFunction, Letters, ParkKey, Parked, Poison};
 pub use records::{BadRow, HistoryLine, RecordError};
 pub use retry::RetryStrategy;
+pub use state_projection::{KeptState, StateError, StateProjection};
 pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};
 pub use subscription::{
     FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,

@@ -8,6 +8,7 @@ use store::{Event, Filter, InvalidTableName, TableName};
 
 use crate::context::Context;
 use crate::emit::Emission;
+use crate::fold::Fold;
 use crate::poison::Poison;
 use crate::retry::RetryStrategy;
 
@@ -108,9 +109,22 @@ impl Definition {
 
     /// Only events of these types. Without this: all events.
     #[must_use]
-    pub fn on(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.filter = Filter::all().types(types);
+    pub fn on(self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let filter = self.filter.types(types);
+        Self { filter, ..self }
+    }
+
+    /// Only what this filter wants, such as a category or a stream, in place of anything said before.
+    #[must_use]
+    pub fn within(mut self, filter: Filter) -> Self {
+        self.filter = filter;
         self
+    }
+
+    /// Of what it wants, only what a fold has a use for.
+    pub(crate) fn wanted_by<S: 'static>(self, fold: &Fold<S>) -> Self {
+        let filter = fold.wanted(self.filter);
+        Self { filter, ..self }
     }
 
     /// Another group than the preset's.
