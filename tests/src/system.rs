@@ -27,6 +27,7 @@ mod engine_handlers;
 mod engine_interference;
 mod engine_lifecycle;
 mod engine_look_back;
+mod engine_retry;
 mod engine_skip;
 mod engine_upcasting;
 mod engine_worker;

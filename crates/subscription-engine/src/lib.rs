@@ -53,7 +53,7 @@ pub use look_back::LookBack;
 pub use migrations::MIGRATIONS;
 pub use poison::{KeyFunction, Letters, ParkKey, Parked, Poison};
 pub use records::{BadRow, HistoryLine, RecordError};
-pub use retry::RetryStrategy;
+pub use retry::{DelayFunction, RetryStrategies, RetryStrategy};
 pub use state_projection::{KeptState, StateError, StateProjection};
 pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};
 pub use subscription::{
