@@ -55,6 +55,7 @@ mod restore;
 mod restore_cli;
 mod safe_head;
 mod snapshots;
+mod stage;
 mod state_projection;
 mod states;
 mod store_cli;
