@@ -4,6 +4,7 @@
 //! further than that; without the bound a filtered read could pass an event that is still being committed.
 //! Pages are bounded by events, by bytes, and by how much is looked at to fill them.
 
+mod between;
 mod explain;
 mod inspect;
 mod pages;
@@ -20,7 +21,7 @@ pub use self::pages::{Events, Pages};
 pub(crate) use self::query::{Bound, Query, category_expression};
 use self::query::{Plan, Range, stream_before, stream_from};
 pub(crate) use self::row::fetch_numbers;
-use self::row::{Rows, fetch, fetch_in};
+use self::row::{Reader, Rows, fetch, fetch_in};
 use crate::event::{Event, Position, Version};
 use crate::filter::Filter;
 use crate::guard::BoxError;
@@ -213,7 +214,7 @@ impl Store {
         let stored = self.stored(filter);
         let plan = self.plan(&stored);
         if !plan.looks_at_others() && !self.upcasters().is_some_and(|upcasters| upcasters.touch(&stored)) {
-            let (count, _) = self.numbers(plan.count(range)).await?;
+            let (count, _) = fetch_numbers(self.database(), plan.count(range)).await?;
             return Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0));
         }
         let mut count = 0;
@@ -297,7 +298,18 @@ impl Store {
     }
 
     /// Reads a range of positions, which the caller knows to be safe, until the page is full.
-    async fn scan(&self, filter: &Filter, mut range: Range, limit: usize) -> Result<Page, ReadError> {
+    async fn scan(&self, filter: &Filter, range: Range, limit: usize) -> Result<Page, ReadError> {
+        self.scan_by(Reader::Pool(self.database()), filter, range, limit).await
+    }
+
+    /// As [`Store::scan`], wherever the reader reads.
+    async fn scan_by(
+        &self,
+        mut reader: Reader<'_>,
+        filter: &Filter,
+        mut range: Range,
+        limit: usize,
+    ) -> Result<Page, ReadError> {
         let mut page = Page { events: Vec::new(), scanned_to: range.begin(), is_end: false };
         if limit == 0 {
             return Ok(page);
@@ -316,12 +328,12 @@ impl Store {
                 *positions = positions.saturating_mul(WINDOW_GROWTH);
             }
             if plan.looks_at_others() {
-                may_look_at -= self.shorten_to_look(&plan, &mut part).await?;
+                may_look_at -= shorten_to_look(&mut reader, &plan, &mut part).await?;
             }
             let room = limit - page.events.len();
             let wanted = page_limit(room.max(at_least));
             let query = plan.events(part, self.rows_at_once_of(wanted));
-            let mut rows = fetch(self.database(), query, MAX_PAGE_BYTES.saturating_sub(bytes)).await?;
+            let mut rows = reader.fetch(query, MAX_PAGE_BYTES.saturating_sub(bytes)).await?;
             self.note_sizes(&rows);
             bytes += rows.bytes;
             if self.upcasters().is_some() && !plan.looks_at_others() {
@@ -352,27 +364,6 @@ impl Store {
         Ok(page)
     }
 
-    /// Shortens a range to what one statement may look at; answers how many events that are at most.
-    async fn shorten_to_look(&self, plan: &Plan<'_>, range: &mut Range) -> Result<i64, ReadError> {
-        if plan.walks_the_log() {
-            range.shorten(LOOK);
-            return Ok(LOOK);
-        }
-        let (last, count) = self.numbers(plan.end_of_look(*range, LOOK)).await?;
-        if let Some(last) = last
-            && count >= LOOK
-        {
-            range.end_at(Position(last));
-        }
-        // A look costs something even if it finds nothing.
-        Ok(count.max(1))
-    }
-
-    /// Reads a row of two numbers.
-    async fn numbers(&self, query: Query) -> Result<(Option<i64>, i64), ReadError> {
-        Ok(fetch_numbers(self.database(), query).await?)
-    }
-
     /// The limit of rows for a statement. Where the events of late were large, no more are asked for than will fit
     /// the page about twice: what a server has begun to send must be received.
     fn rows_at_once(&self, limit: usize) -> i64 {
@@ -391,6 +382,26 @@ impl Store {
             self.note_bytes_per_event(average);
         }
     }
+}
+
+/// Shortens a range to what one statement may look at; answers how many events that are at most.
+async fn shorten_to_look(
+    reader: &mut Reader<'_>,
+    plan: &Plan<'_>,
+    range: &mut Range,
+) -> Result<i64, ReadError> {
+    if plan.walks_the_log() {
+        range.shorten(LOOK);
+        return Ok(LOOK);
+    }
+    let (last, count) = reader.fetch_numbers(plan.end_of_look(*range, LOOK)).await?;
+    if let Some(last) = last
+        && count >= LOOK
+    {
+        range.end_at(Position(last));
+    }
+    // A look costs something even if it finds nothing.
+    Ok(count.max(1))
 }
 
 fn page_limit(limit: usize) -> i64 {

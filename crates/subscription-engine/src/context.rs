@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 
 use store::{
-    Append, DomainEvent, Event, ExpectedVersion, InvalidJson, Json, NewEvent, ReadError, Sql, StreamName,
-    TableName, Tx, Values, Version,
+    Append, DomainEvent, Event, ExpectedVersion, InvalidJson, InvalidStreamName, Json, NewEvent, Position,
+    ReadError, Sql, Store, StreamName, TableName, Tx, Values, Version,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -33,7 +33,7 @@ pub struct Context<'a> {
     pub(crate) seen: &'a Subscription,
     /// Whether the row is still as this unit needs it.
     still_fits: fn(&Subscription, &Subscription) -> bool,
-    tx: Option<Tx>,
+    pub(crate) tx: Option<Tx>,
     /// Whose connection that is on the server.
     session: Option<Session>,
     /// Held as long as the transaction, where writers exclude each other.
@@ -112,6 +112,17 @@ pub enum ContextError {
     /// An effect breaks a limit.
     #[error(transparent)]
     InvalidEffect(#[from] InvalidEffect),
+    /// More stands before an event than the handler is ready for.
+    #[error("more than {at_most} events stand before position {position}; look for fewer, or allow more")]
+    TooManyBefore {
+        /// Before which event.
+        position: Position,
+        /// How many were allowed.
+        at_most: usize,
+    },
+    /// The subscription's own stream cannot have its name.
+    #[error("the subscription's id makes no stream name")]
+    InvalidStream(#[from] InvalidStreamName),
     /// The row of the subscription could not be claimed.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -220,6 +231,10 @@ impl<'a> Context<'a> {
         Cause { context: self, event }
     }
 
+    pub(crate) fn store(&self) -> &'a Store {
+        self.engine.store()
+    }
+
     pub(crate) fn writing(&self) -> watch::Receiver<Writing> {
         self.writing.subscribe()
     }
@@ -309,7 +324,7 @@ impl Cause<'_, '_> {
         self.plan(stream, expected, NewEvent::of(event)?)
     }
 
-    fn plan(
+    pub(crate) fn plan(
         &mut self,
         stream: &StreamName,
         expected: ExpectedVersion,

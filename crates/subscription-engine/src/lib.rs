@@ -11,10 +11,14 @@ mod context;
 mod cursor;
 mod dead_letters;
 mod effects;
+mod emit;
 mod engine;
+mod fold;
 mod gate;
+mod handlers;
 mod letters;
 mod lifecycle;
+mod look_back;
 mod migrations;
 mod park;
 mod poison;
@@ -22,6 +26,7 @@ mod progress;
 mod records;
 mod retry;
 mod skip;
+mod state_projection;
 mod subscriber;
 mod subscription;
 mod unit;
@@ -37,14 +42,19 @@ pub use effects::{
     EffectRecord, EffectState, EffectStatus, Happened, Hold, ImpossibleStep, InDoubt, InvalidEffect,
     NewEffect, Pacing, Sending, Terms, Wanted,
 };
+pub use emit::{Emission, LINKED_FIELD, Linked, emitted_stream};
 pub use engine::{
     Criteria, Engine, EngineError, FaultPoint, Faults, Outcome, Overview, Report, Settings, WORKER_SILENCE,
 };
+pub use fold::{Fold, FoldError};
+pub use handlers::{Folded, Handlers};
 pub use letters::LetterReport;
+pub use look_back::LookBack;
 pub use migrations::MIGRATIONS;
 pub use poison::{KeyFunction, Letters, ParkKey, Parked, Poison};
 pub use records::{BadRow, HistoryLine, RecordError};
-pub use retry::RetryStrategy;
+pub use retry::{DelayFunction, RetryStrategies, RetryStrategy};
+pub use state_projection::{KeptState, StateError, StateProjection};
 pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};
 pub use subscription::{
     FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,

@@ -7,8 +7,10 @@ use async_trait::async_trait;
 use store::{Event, Filter, InvalidTableName, TableName};
 
 use crate::context::Context;
+use crate::emit::Emission;
+use crate::fold::Fold;
 use crate::poison::Poison;
-use crate::retry::RetryStrategy;
+use crate::retry::{DEFAULT, RetryStrategies, RetryStrategy};
 
 /// Whatever went wrong in a subscriber; the engine knows what to do with any of it.
 pub use store::BoxError;
@@ -68,6 +70,9 @@ pub struct Definition {
     pub(crate) run_mode: RunMode,
     pub(crate) filter: Filter,
     pub(crate) retry: RetryStrategy,
+    /// The name under which the program knows its strategy, until it is registered.
+    retry_name: Option<String>,
+    pub(crate) emission: Emission,
     pub(crate) poison: Poison,
     pub(crate) tables: BTreeMap<&'static str, &'static str>,
     pub(crate) projection: Option<&'static str>,
@@ -97,6 +102,8 @@ impl Definition {
             run_mode,
             filter: Filter::all(),
             retry: RetryStrategy::default(),
+            retry_name: Some(DEFAULT.to_owned()),
+            emission: Emission::default(),
             poison: Poison::default(),
             tables: BTreeMap::new(),
             projection: None,
@@ -105,9 +112,22 @@ impl Definition {
 
     /// Only events of these types. Without this: all events.
     #[must_use]
-    pub fn on(mut self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.filter = Filter::all().types(types);
+    pub fn on(self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let filter = self.filter.types(types);
+        Self { filter, ..self }
+    }
+
+    /// Only what this filter wants, such as a category or a stream, in place of anything said before.
+    #[must_use]
+    pub fn within(mut self, filter: Filter) -> Self {
+        self.filter = filter;
         self
+    }
+
+    /// Of what it wants, only what a fold has a use for.
+    pub(crate) fn wanted_by<S: 'static>(self, fold: &Fold<S>) -> Self {
+        let filter = fold.wanted(self.filter);
+        Self { filter, ..self }
     }
 
     /// Another group than the preset's.
@@ -127,7 +147,21 @@ impl Definition {
     /// Another retry strategy than the default one.
     #[must_use]
     pub fn with_retry(mut self, retry: RetryStrategy) -> Self {
-        self.retry = retry;
+        (self.retry, self.retry_name) = (retry, None);
+        self
+    }
+
+    /// The retry strategy that the program knows by this name; see [`RetryStrategies`].
+    #[must_use]
+    pub fn with_retry_named(mut self, name: impl Into<String>) -> Self {
+        self.retry_name = Some(name.into());
+        self
+    }
+
+    /// When it emits and links. Without this: once it has caught up with history.
+    #[must_use]
+    pub fn with_emission(mut self, emission: Emission) -> Self {
+        self.emission = emission;
         self
     }
 
@@ -196,6 +230,16 @@ pub enum RegisterError {
     /// The id is empty, longer than 100 bytes or has a control character.
     #[error("{0:?} is no subscriber id: use 1 to 100 bytes without control characters")]
     InvalidId(String),
+    /// A retry strategy that the program does not know.
+    #[error("subscriber {id} names the retry strategy {name:?}; the program knows {known}")]
+    UnknownRetryStrategy {
+        /// Whose strategy.
+        id: String,
+        /// Its name.
+        name: String,
+        /// The names that there are.
+        known: String,
+    },
     /// A table's name is not allowed.
     #[error("subscriber {id} names a table that cannot be")]
     InvalidTable {
@@ -210,15 +254,29 @@ pub enum RegisterError {
 impl Registry {
     /// Registers subscribers. Their ids must differ.
     pub fn new(subscribers: impl IntoIterator<Item = Arc<dyn Subscriber>>) -> Result<Self, RegisterError> {
+        Self::with_retry_strategies(subscribers, &RetryStrategies::default())
+    }
+
+    /// As [`Registry::new`], of subscribers that choose among these retry strategies by name.
+    pub fn with_retry_strategies(
+        subscribers: impl IntoIterator<Item = Arc<dyn Subscriber>>,
+        strategies: &RetryStrategies,
+    ) -> Result<Self, RegisterError> {
         let mut registered = BTreeMap::new();
         for subscriber in subscribers {
-            let definition = subscriber.definition();
+            let mut definition = subscriber.definition();
             let id = definition.id.clone();
             if id.is_empty() || id.len() > 100 || id.chars().any(char::is_control) {
                 return Err(RegisterError::InvalidId(id));
             }
             if let Err(source) = definition.table_names() {
                 return Err(RegisterError::InvalidTable { id, source });
+            }
+            if let Some(name) = definition.retry_name.take() {
+                definition.retry = strategies.get(&name).cloned().ok_or_else(|| {
+                    let (id, known) = (id.clone(), strategies.names());
+                    RegisterError::UnknownRetryStrategy { id, name, known }
+                })?;
             }
             if registered.insert(id.clone(), Registered { definition, subscriber }).is_some() {
                 return Err(RegisterError::DuplicateId(id));

@@ -7,6 +7,8 @@
 //!   booting, active, error ──pause──▶ paused ──reactivate──▶ what it was
 //!   every state ──its subscriber is gone──▶ detached ──reactivate──▶ what it was (active if finished)
 //! ```
+//!
+//! `docs/states.md` shows every single step; a test compares it with the function.
 
 use std::fmt;
 use std::str::FromStr;

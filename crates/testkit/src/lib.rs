@@ -1,6 +1,7 @@
 //! What the tests of this workspace stand on: real databases that come and go with the test process.
 //!
-//! Never part of a release: crates name it under `[dev-dependencies]` only.
+//! Never part of a release: crates name it under `[dev-dependencies]` only. Who tests a subscriber begins with a
+//! [`Stage`], [`TestDatabase`] and [`both`]; `docs/write-a-subscriber.md` shows how.
 
 mod cluster;
 mod database;
@@ -12,6 +13,7 @@ mod proxy;
 mod random;
 mod server;
 mod shared;
+mod stage;
 mod subscribers;
 
 pub use cluster::{Cluster, ClusterError};
@@ -24,4 +26,10 @@ pub use proxy::{HeldAnswer, Proxy};
 pub use random::Random;
 pub use server::{NoServer, Server};
 pub use shared::{own_postgres_or_left_out, postgres_or_left_out, shared_postgres_url};
+pub use stage::Stage;
 pub use subscribers::{Collector, Failing, Held, KillSwitch, Scene, Scripted, position, positions};
+
+/// Runs the examples of the guide.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/write-a-subscriber.md")]
+struct Guide;

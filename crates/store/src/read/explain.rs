@@ -1,8 +1,8 @@
 //! How the database finds what a read asks for, told by the database itself.
 
 use super::query::Range;
-use super::row::fetch_lines;
-use super::{Direction, MAX_PAGE_EVENTS, ReadError, page_limit};
+use super::row::{Reader, fetch_lines};
+use super::{Direction, MAX_PAGE_EVENTS, ReadError, page_limit, shorten_to_look};
 use crate::database::DatabaseKind;
 use crate::event::Position;
 use crate::filter::Filter;
@@ -32,7 +32,7 @@ impl Store {
             range.shorten(limit.saturating_mul(super::FIRST_WINDOW));
         }
         if plan.looks_at_others() {
-            self.shorten_to_look(&plan, &mut range).await?;
+            shorten_to_look(&mut Reader::Pool(self.database()), &plan, &mut range).await?;
         }
         let mut query = plan.events(range, limit);
         let explain = match kind {

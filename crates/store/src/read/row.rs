@@ -62,6 +62,43 @@ pub(super) trait Row {
     fn timestamp(&self, column: usize) -> Result<Timestamp, BoxError>;
 }
 
+/// Where a read runs: on whatever connection is free, or inside somebody's transaction.
+#[derive(Debug)]
+pub(super) enum Reader<'a> {
+    Pool(&'a Database),
+    Transaction(&'a mut Connection),
+}
+
+impl Reader<'_> {
+    /// See [`fetch`].
+    pub(super) async fn fetch(&mut self, query: Query, max_bytes: usize) -> Result<Rows, ReadError> {
+        match self {
+            Self::Pool(database) => fetch(database, query, max_bytes).await,
+            Self::Transaction(connection) => fetch_in(connection, &query, max_bytes).await,
+        }
+    }
+
+    /// See [`fetch_numbers`].
+    pub(super) async fn fetch_numbers(&mut self, query: Query) -> sqlx::Result<(Option<i64>, i64)> {
+        match self {
+            Self::Pool(database) => fetch_numbers(database, query).await,
+            Self::Transaction(connection) => {
+                let sql = Sql::built(query.text.clone()).for_database(connection.kind());
+                match connection {
+                    Connection::Sqlite(connection) => {
+                        let arguments: SqliteArguments = arguments(&query)?;
+                        sqlx::query_as_with(sql, arguments).fetch_one(&mut **connection).await
+                    }
+                    Connection::Postgres(connection) => {
+                        let arguments: PgArguments = arguments(&query)?;
+                        sqlx::query_as_with(sql, arguments).fetch_one(&mut **connection).await
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Runs the statement and takes rows until there are so many bytes, at least one event.
 pub(super) async fn fetch(database: &Database, query: Query, max_bytes: usize) -> Result<Rows, ReadError> {
     match database {
