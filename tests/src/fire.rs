@@ -15,7 +15,7 @@ const BEGUN_WITHIN: Duration = Duration::from_secs(45);
 
 async fn nothing_is_lost_or_doubled(cluster: Option<&Cluster>) {
     let first = Random::seed();
-    let plans = (0..RUNS).map(|run| Plan { seed: first.wrapping_add(run), actions: ACTIONS });
+    let plans = (0..RUNS).map(|run| Plan { seed: first.wrapping_add(run), actions: ACTIONS, sabotage: None });
     let child = ChildProgram(program::beside_the_tests("bench"));
 
     let sum = run_many(plans, BEGUN_WITHIN, cluster, &child).await.unwrap();
@@ -38,5 +38,32 @@ mod e20_e60_exactly_once_under_fire {
     async fn postgres() {
         let Some(cluster) = own_postgres_or_left_out("e20_e60_exactly_once_under_fire") else { return };
         nothing_is_lost_or_doubled(Some(&cluster)).await;
+    }
+}
+
+/// A test of the test: each of these must be noticed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e20_the_oracle_notices_what_must_not_be() {
+    let child = ChildProgram(program::beside_the_tests("bench"));
+    let plan = Plan { seed: 1, actions: 12, sabotage: None };
+    for (sabotage, noticed) in [
+        (None, ""),
+        (Some("DELETE FROM fire_filtered WHERE number = 1"), "filtered did not handle"),
+        (Some("INSERT INTO fire_removed VALUES (0, 1000000)"), "did handle [1000000]"),
+        (Some("UPDATE fire_parking SET number = 1000 WHERE number = 1"), "too late"),
+        (
+            Some("UPDATE herald_subscriptions SET position = position - 1 WHERE id = 'stopping'"),
+            "stopping stands at",
+        ),
+        (
+            Some("UPDATE herald_subscriptions SET position = position + 1 WHERE id = 'stopping'"),
+            "the checkpoint of stopping does not fit",
+        ),
+    ] {
+        let plans = [Plan { sabotage, ..plan }].into_iter();
+        let sum = run_many(plans, BEGUN_WITHIN, None, &child).await.unwrap();
+        let violations: Vec<&String> = sum.failed.iter().flat_map(|ended| &ended.violations).collect();
+        let is_noticed = violations.iter().any(|violation| violation.contains(noticed));
+        assert_eq!(sabotage.is_some(), is_noticed, "{sabotage:?}: {violations:?}");
     }
 }

@@ -41,6 +41,8 @@ pub struct Plan {
     pub seed: u64,
     /// How much happens.
     pub actions: usize,
+    /// A test of the test: what goes wrong in the end, as a statement.
+    pub sabotage: Option<&'static str>,
 }
 
 /// How a run ended.
@@ -87,6 +89,9 @@ pub async fn run(plan: &Plan, place: &Place<'_>) -> Result<Ended, BoxError> {
     }
     fire.cease_fire().await?;
     if fire.heal().await? {
+        if let Some(sql) = plan.sabotage {
+            fire.store.database().execute(sql, ()).await?;
+        }
         let (events, violations) = oracle::judge(&fire.store, &fire.engine, &fire.acknowledged).await?;
         fire.ended.events = events;
         fire.ended.violations.extend(violations);

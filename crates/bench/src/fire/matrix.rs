@@ -97,8 +97,11 @@ pub async fn measure(arguments: &Arguments) -> Result<bool, BoxError> {
     let places = cluster.as_ref().map(|cluster| ("postgres", Some(cluster)));
     for (name, cluster) in places.into_iter().chain(wants("sqlite").then_some(("sqlite", None))) {
         let start = Instant::now();
-        let plans =
-            (0..arguments.runs).map(|run| Plan { seed: first.wrapping_add(run), actions: arguments.actions });
+        let plans = (0..arguments.runs).map(|run| Plan {
+            seed: first.wrapping_add(run),
+            actions: arguments.actions,
+            sabotage: None,
+        });
         let sum = run_many(plans, Duration::MAX, cluster, &child).await?;
         println!(
             "| {name} | {} | {} | {} | {} | {:.0} | {} |",
