@@ -21,7 +21,7 @@ fn detached(id: &str, from: Status) -> Report {
 }
 
 both! {
-    /// PL-042, PL-046, PL-013: run detaches what is gone; set-up, boot and pause do not.
+    /// PL-042, PL-046, PL-097: run detaches what is gone; set-up, boot and pause do not.
     async fn pl_042_pl_046_pl_097_run_detaches(database: TestDatabase) {
         let store = database.store().await;
         append(&store, 1).await;
@@ -164,8 +164,8 @@ both! {
         assert_eq!(rows, Some((0,)));
     }
 
-    /// PL-128 to PL-131: a new version beside the old one, the switch, and the way back.
-    async fn pl_128_to_pl_131_a_new_version_and_back(database: TestDatabase) {
+    /// PL-128, PL-130, PL-131: a new version beside the old one, the switch, and the way back.
+    async fn pl_128_pl_130_pl_131_a_new_version_and_back(database: TestDatabase) {
         let store = database.store().await;
         append(&store, 1).await;
         let (old, new) = (program(&store, "acme", &["v1"]), program(&store, "acme", &["v2"]));

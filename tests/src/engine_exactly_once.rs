@@ -30,7 +30,7 @@ impl Faults for Unlucky {
 }
 
 /// Answers each event of the log's own with one more.
-fn answering(id: &str) -> Arc<dyn Subscriber> {
+pub(crate) fn answering(id: &str) -> Arc<dyn Subscriber> {
     let definition = Definition::projector(id).on(["Acme.Test:Happened"]);
     Arc::new(Scripted::new(definition, |events, context| {
         Box::pin(async move {

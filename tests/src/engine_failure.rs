@@ -252,7 +252,7 @@ both! {
     }
 
     /// PL-060, PL-061, PL-062: what failed is retried in the operation it failed in, in no other.
-    async fn pl_060_to_pl_062_a_retry_belongs_to_its_operation(database: TestDatabase) {
+    async fn pl_060_pl_061_pl_062_a_retry_belongs_to_its_operation(database: TestDatabase) {
         let store = database.store_with_manual_clock().await;
         let broken_setup = Scripted::idle(Definition::projector("new"))
             .with_setup(|_| Box::pin(async { Err("cannot be set up".into()) }));

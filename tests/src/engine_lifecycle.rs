@@ -1,7 +1,6 @@
 //! What operators do with subscriptions: set up, boot, run, pause, reactivate, remove, tear down.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use store::{Sql, Store, TableName};
@@ -13,20 +12,20 @@ use testkit::{Collector, Failing, Scripted, T0, both, position, positions};
 use crate::engine::{append, engine, look, only, status};
 use crate::engine_failure::failure_of;
 
-fn became(from: Status, to: Status) -> Outcome {
+pub(crate) fn became(from: Status, to: Status) -> Outcome {
     Outcome::Became { from, to }
 }
 
-fn refused(outcome: &Outcome) -> bool {
+pub(crate) fn refused(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Refused { .. })
 }
 
-fn cannot_be_set_up(definition: Definition) -> Arc<dyn Subscriber> {
+pub(crate) fn cannot_be_set_up(definition: Definition) -> Arc<dyn Subscriber> {
     Arc::new(Scripted::idle(definition).with_setup(|_| Box::pin(async { Err("no setup today".into()) })))
 }
 
 /// Whether a table is there.
-async fn has_table(store: &Store, name: &str) -> bool {
+pub(crate) async fn has_table(store: &Store, name: &str) -> bool {
     let table = TableName::new(name).unwrap();
     let rows: Result<Vec<(i64,)>, _> =
         store.database().fetch_all(Sql::named("SELECT COUNT(*) FROM {t}", &table), ()).await;
@@ -46,35 +45,6 @@ both! {
         assert_eq!(engine.set_up(&Criteria::all(), false).await.unwrap(), Report::new());
         assert_eq!(engine.boot(&Criteria::all(), None).await.unwrap(), Report::new());
         assert_eq!(engine.run(&Criteria::all(), None).await.unwrap(), Report::new());
-    }
-
-    /// PL-002 to PL-004, PL-007, PL-011: set-up is per subscription, and `setup` is called once.
-    async fn pl_002_to_pl_011_setup(database: TestDatabase) {
-        let store = database.store().await;
-        let calls = Arc::new(AtomicUsize::new(0));
-        let counted = Arc::clone(&calls);
-        let fine = Scripted::idle(Definition::projector("b_fine")).with_setup(move |_| {
-            counted.fetch_add(1, Ordering::Relaxed);
-            Box::pin(async { Ok(()) })
-        });
-        let broken = cannot_be_set_up(Definition::projector("a_broken"));
-        let skipping = Scripted::idle(Definition::projector("skipping"));
-        let engine = engine(&store, vec![Arc::new(fine), broken, Arc::new(skipping)]);
-        append(&store, 1).await;
-
-        let report = engine.set_up(&Criteria::id("skipping"), true).await.unwrap();
-        assert_eq!(only(report), became(Status::New, Status::Active));
-        assert_eq!(look(&engine, "skipping").await.position, None);
-        let report = engine.set_up(&Criteria::all(), false).await.unwrap();
-        assert_eq!(report.len(), 2);
-        assert!(matches!(&report[0], (id, Outcome::Failed { failure }) if id == "a_broken" && failure.chain == ["no setup today"]));
-        assert_eq!(report[1], ("b_fine".to_owned(), became(Status::New, Status::Booting)));
-        assert_eq!(look(&engine, "b_fine").await.position, None);
-        let broken = look(&engine, "a_broken").await;
-        assert!(matches!(&broken.state, State::Error { resume: subscription_engine::Resume::New, .. }), "{broken:?}");
-        assert_eq!(broken.attempt, 0);
-        assert_eq!(engine.set_up(&Criteria::id("b_fine"), false).await.unwrap(), Report::new());
-        assert_eq!(calls.load(Ordering::Relaxed), 1);
     }
 
     /// PL-008, PL-009, E-03: from now is the head before `setup`, so nothing appended meanwhile is lost.
@@ -116,29 +86,8 @@ both! {
         assert_eq!(only(engine.run(&Criteria::id("slow"), None).await.unwrap()), Outcome::CaughtUp { events: 1 });
     }
 
-    /// PL-013 to PL-015, PL-018: every operation discovers; asking for the status writes nothing.
-    async fn pl_013_to_pl_018_who_discovers(database: TestDatabase) {
-        let store = database.store().await;
-        let all = Criteria::all();
-        let make = |id: &str| engine(&store, vec![Arc::new(Scripted::idle(Definition::projector(id))) as _]);
-        let shown = make("shown").status(&all).await.unwrap();
-        assert_eq!(shown[0].subscription.state, State::New);
-        assert!(make("shown").history("shown", 9).await.unwrap().is_empty(), "it is shown, not stored");
-
-        make("boot").boot(&all, None).await.unwrap();
-        make("run").run(&all, None).await.unwrap();
-        make("pause").pause(&all, "test").await.unwrap();
-        make("reactivate").reactivate(&all, "test").await.unwrap();
-        make("tear").tear_down_detached(&all, "test").await.unwrap();
-        make("remove").remove(&Criteria::id("nobody"), "test").await.unwrap();
-        for id in ["boot", "run", "pause", "reactivate", "tear", "remove"] {
-            let history = make(id).history(id, 9).await.unwrap();
-            assert_eq!(history[0].why, "discovered", "{id}");
-        }
-    }
-
-    /// PL-021, PL-034, PL-103, PL-104: events are handled in units, each in one transaction.
-    async fn pl_021_pl_034_pl_103_pl_104_units(database: TestDatabase) {
+    /// PL-021, PL-034, PL-103: events are handled in units, each in one transaction.
+    async fn pl_021_pl_034_pl_103_units(database: TestDatabase) {
         let store = database.store().await;
         let collector = Failing::new(Definition::projector("collector"), []);
         let engine = engine(&store, vec![collector.clone()]);
@@ -201,8 +150,8 @@ both! {
         assert_eq!(status(&second, "once").await, Status::Active);
     }
 
-    /// PL-025, PL-028, PL-036: each from its own position; at the head of an empty log it has not begun.
-    async fn pl_025_pl_028_pl_036_each_from_its_own_position(database: TestDatabase) {
+    /// PL-028: each from its own position; at the head of an empty log it has not begun.
+    async fn pl_028_each_from_its_own_position(database: TestDatabase) {
         let store = database.store().await;
         let (a, b) = (Collector::new(Definition::projector("a")), Collector::new(Definition::projector("b")));
         let first = engine(&store, vec![a.clone()]);
@@ -235,8 +184,8 @@ both! {
         assert_eq!(once.positions(&store).await, [1, 2]);
     }
 
-    /// E-10, PL-087, PL-089, PL-091, PL-095, PL-098: what is paused or in error goes on as what it was, healed.
-    async fn e10_pl_087_to_pl_098_pause_and_reactivate(database: TestDatabase) {
+    /// E-10: what is paused or in error goes on as what it was, healed.
+    async fn e10_pause_and_reactivate(database: TestDatabase) {
         let store = database.store_with_manual_clock().await;
         let booting = Collector::new(Definition::projector("booting"));
         let active = Collector::new(Definition::projector("active"));
@@ -276,8 +225,8 @@ both! {
         assert_eq!(line.at, T0.plus(Duration::from_secs(3600)));
     }
 
-    /// PL-065, PL-096: what gave up goes on when it is reactivated; what does no work cannot be paused.
-    async fn pl_065_pl_096_reactivation_after_giving_up(database: TestDatabase) {
+    /// E-10: what gave up goes on when it is reactivated; what does no work cannot be paused.
+    async fn e10_reactivation_after_giving_up(database: TestDatabase) {
         let store = database.store().await;
         let definition = Definition::projector("failing").with_retry(subscription_engine::RetryStrategy::None);
         let failing = Failing::new(definition, [2]);
@@ -334,39 +283,7 @@ both! {
         assert_eq!(look(&engine, "a").await.state, State::New);
     }
 
-    /// PL-072 to PL-079, PL-083: teardown is for what is detached; it needs code or recorded tables, and if it
-    /// fails the row stays.
-    async fn pl_072_to_pl_083_teardown(database: TestDatabase) {
-        let store = database.store().await;
-        let all = Criteria::all();
-        let stubborn = || Scripted::idle(Definition::projector("stubborn"))
-            .with_teardown(|_| Box::pin(async { Err("I stay".into()) }));
-        let full = engine(&store, vec![
-            Collector::new(Definition::projector("tables")),
-            Arc::new(Scripted::idle(Definition::projector("bare"))),
-            Arc::new(stubborn()),
-            Arc::new(Scripted::idle(Definition::projector("active"))),
-        ]);
-        full.catch_up(&all).await.unwrap();
-        assert_eq!(full.tear_down_detached(&all, "nothing is detached").await.unwrap(), Report::new());
-
-        let rest = engine(&store, vec![Arc::new(Scripted::idle(Definition::projector("active")))]);
-        assert_eq!(rest.run(&all, None).await.unwrap().len(), 4);
-        let report = rest.tear_down_detached(&all, "gone").await.unwrap();
-        let ids: Vec<&str> = report.iter().map(|(id, _)| id.as_str()).collect();
-        assert_eq!(ids, ["bare", "stubborn", "tables"]);
-        assert!(refused(&report[0].1) && refused(&report[1].1), "{report:?}");
-        assert_eq!(report[2].1, Outcome::Removed { failure: None });
-        assert!(!has_table(&store, "collected_tables").await, "dropped without its code");
-
-        let report = full.tear_down_detached(&all, "gone").await.unwrap();
-        assert_eq!(report[0].1, Outcome::Removed { failure: None });
-        assert!(matches!(&report[1].1, Outcome::Failed { failure } if failure.chain == ["I stay"]), "{report:?}");
-        assert_eq!(status(&full, "stubborn").await, Status::Detached);
-        assert_eq!(only(rest.remove(&Criteria::id("stubborn"), "for good").await.unwrap()), Outcome::Removed { failure: None });
-    }
-
-    /// PL-052, PL-056, PL-057, PL-144: in the order of ids, each by itself; criteria are an OR inside a list and
+    /// PL-052, PL-057, PL-144: in the order of ids, each by itself; criteria are an OR inside a list and
     /// an AND between the lists.
     async fn pl_052_pl_057_pl_144_order_and_criteria(database: TestDatabase) {
         let store = database.store().await;

@@ -349,7 +349,7 @@ async fn append(store: &Store, name: &str) {
 }
 
 /// A transaction that has appended and not ended.
-async fn appended_in(store: &Store, name: &str) -> Tx {
+pub(crate) async fn appended_in(store: &Store, name: &str) -> Tx {
     let mut tx = store.begin().await.unwrap();
     let append = Append { stream: stream(name), expected: ExpectedVersion::Any, events: vec![event(1)] };
     store.append_all(&mut tx, vec![append]).await.unwrap();

@@ -186,7 +186,7 @@ fn judge(
     })
 }
 
-async fn open(url: &str, connections: u32) -> Result<Store, BoxError> {
+pub(crate) async fn open(url: &str, connections: u32) -> Result<Store, BoxError> {
     let options = Options { connections, ..Options::default() };
     Ok(Store::open(url, &options, &[store::MIGRATIONS, subscription_engine::MIGRATIONS]).await?)
 }

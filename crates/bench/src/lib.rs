@@ -1,6 +1,7 @@
-//! The part of the benchmark program that tests call too: the disturbances.
+//! The part of the benchmark program that tests call too: the disturbances, and the fire.
 
 pub mod disturb;
+pub mod fire;
 
 /// Whatever went wrong on the way.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -11,6 +11,7 @@
 //! cargo run --release -p bench -- catchup
 //! cargo run --release -p bench -- disturb --seconds 4
 //! cargo run --release -p bench -- effects --rounds 3
+//! cargo run --release -p bench -- fire --runs 5000
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
@@ -35,7 +36,7 @@ mod wake;
 
 use std::process::ExitCode;
 
-use bench::{BoxError, disturb};
+use bench::{BoxError, disturb, fire};
 use clap::{Parser, Subcommand};
 
 /// Measures Herald beside the raw limit of the database.
@@ -64,6 +65,9 @@ enum Measurement {
     Effects(rounds::Plan),
     /// Appenders and readers while somebody gets in their way: nothing lost, nothing doubled, nobody held up. Fails otherwise.
     Disturb(disturb::Arguments),
+    /// Workers, backends and the server die, operators interfere, events are poison: each event is handled once all
+    /// the same. Fails otherwise, and says which run to repeat.
+    Fire(fire::Arguments),
     /// A process that waits for events.
     #[command(hide = true)]
     WakeChild(wake::ChildArguments),
@@ -73,6 +77,9 @@ enum Measurement {
     /// A process that disturbs.
     #[command(hide = true)]
     DisturbChild(disturb::ChildArguments),
+    /// A worker that gets killed.
+    #[command(hide = true)]
+    FireWorker(fire::WorkerArguments),
 }
 
 #[tokio::main]
@@ -93,6 +100,12 @@ async fn main() -> Result<ExitCode, BoxError> {
             }
         }
         Measurement::DisturbChild(arguments) => disturb::be_child(&arguments).await?,
+        Measurement::Fire(arguments) => {
+            if !fire::measure(&arguments).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Measurement::FireWorker(arguments) => fire::be_worker(&arguments).await?,
     }
     Ok(ExitCode::SUCCESS)
 }
