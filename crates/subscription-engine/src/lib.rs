@@ -15,6 +15,7 @@ mod engine;
 mod gate;
 mod letters;
 mod lifecycle;
+mod markers;
 mod migrations;
 mod park;
 mod poison;
@@ -22,9 +23,13 @@ mod progress;
 mod records;
 mod retry;
 mod skip;
+mod stalls;
+mod standing;
+mod steer;
 mod subscriber;
 mod subscription;
 mod unit;
+mod wait;
 mod worker;
 mod worker_row;
 
@@ -45,10 +50,12 @@ pub use migrations::MIGRATIONS;
 pub use poison::{KeyFunction, Letters, ParkKey, Parked, Poison};
 pub use records::{BadRow, HistoryLine, RecordError};
 pub use retry::RetryStrategy;
+pub use standing::{Stall, Standing};
 pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};
 pub use subscription::{
     FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,
 };
+pub use wait::Waited;
 pub use worker::Worker;
 pub use worker_row::WorkerRow;
 
