@@ -2,6 +2,7 @@
 //!
 //! Every command is written with spaces; the colon form of the tutorial works as well.
 
+mod check;
 mod clock;
 mod confirm;
 mod dlq;
@@ -9,6 +10,7 @@ mod doctor;
 mod effects;
 mod events;
 mod projection;
+mod status;
 mod store;
 mod streams;
 mod sub;
@@ -99,6 +101,12 @@ enum Command {
     /// The clock of a store in test mode
     #[command(subcommand)]
     Clock(clock::Command),
+    /// Fail if a subscription is stalled, in error or too far behind: for monitoring
+    #[command(after_help = check::HELP)]
+    Check(check::Arguments),
+    /// How everything gets on, on one page
+    #[command(after_help = status::HELP)]
+    Status(status::Arguments),
     /// Look at everything at once: what is wrong, and what to do about it
     #[command(after_help = doctor::HELP)]
     Doctor,
@@ -160,6 +168,8 @@ impl Cli {
             Command::Streams(command) => streams::run(&config()?, global, command).await?,
             Command::Effects(command) => effects::run(&config()?, global, command).await?,
             Command::Clock(command) => clock::run(&config()?, global, command).await?,
+            Command::Check(arguments) => return check::run(config(), global, &arguments).await,
+            Command::Status(arguments) => return status::run(&config()?, global, &arguments).await,
             Command::Doctor => doctor::run(&config()?, global).await?,
         }
         Ok(0)

@@ -37,6 +37,15 @@ const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// A session that holds the append lock and goes silent is ended by the server after this time.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(35);
 
+/// A server that hears nothing from a program whose machine or network has vanished asks after this time …
+const SERVER_KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
+/// … and again after this …
+const SERVER_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// … and so many times in vain; then the session ends, and with it the claims that it held, within ten seconds.
+const SERVER_KEEPALIVE_COUNT: u32 = 2;
+/// The same for an answer that nobody acknowledges.
+const SERVER_USER_TIMEOUT: Duration = Duration::from_secs(7);
+
 /// Which of the two databases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatabaseKind {
@@ -182,8 +191,17 @@ impl Database {
 
     async fn connect_postgres(connect: PgConnectOptions, options: &Options) -> Result<Self, ConnectError> {
         let idle_limit = format!("{}ms", IDLE_IN_TRANSACTION_TIMEOUT.as_millis());
+        let keepalive_idle = SERVER_KEEPALIVE_IDLE.as_secs().to_string();
+        let keepalive_interval = SERVER_KEEPALIVE_INTERVAL.as_secs().to_string();
+        let keepalive_count = SERVER_KEEPALIVE_COUNT.to_string();
+        let user_timeout = SERVER_USER_TIMEOUT.as_millis().to_string();
         let mut connect = connect.application_name("herald").options([
             ("idle_in_transaction_session_timeout", idle_limit.as_str()),
+            // The server knows by itself that they mean nothing on a Unix socket.
+            ("tcp_keepalives_idle", &keepalive_idle),
+            ("tcp_keepalives_interval", &keepalive_interval),
+            ("tcp_keepalives_count", &keepalive_count),
+            ("tcp_user_timeout", &user_timeout),
             // Each statement must see what was committed before it: the proof of safe_head.rs needs it.
             ("default_transaction_isolation", "read committed"),
             ("default_transaction_read_only", "off"),

@@ -25,11 +25,23 @@ pub(crate) struct Cursor {
     since: Option<Instant>,
     /// Where it stands was compared with the log.
     pub(crate) is_checked: bool,
+    /// The units are marked, and the next one has at most so many events: one before it may have ended its process.
+    pub(crate) care: Option<usize>,
 }
 
 impl Cursor {
     pub(crate) fn new() -> Self {
-        Self { from: Position::START, to: Position::START, since: None, is_checked: false }
+        Self { from: Position::START, to: Position::START, since: None, is_checked: false, care: None }
+    }
+
+    /// A cursor that begins with one event and goes on with twice as many each time, all of it marked.
+    pub(crate) fn with_care() -> Self {
+        Self { care: Some(1), ..Self::new() }
+    }
+
+    /// A marked unit has come to something; none is marked any more once one of full size has.
+    pub(crate) fn takes_more(&mut self, full: usize) {
+        self.care = self.care.map(|size| size.saturating_mul(2)).filter(|size| *size < full);
     }
 
     /// Where to read on.
@@ -55,6 +67,6 @@ impl Cursor {
 
     /// Everything up to here is stored.
     pub(crate) fn stored(&mut self, to: Position) {
-        *self = Self { from: to, to, since: None, is_checked: self.is_checked };
+        *self = Self { from: to, to, since: None, ..*self };
     }
 }

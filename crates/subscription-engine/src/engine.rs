@@ -13,6 +13,7 @@ use crate::effects::{self, Deliveries, Delivery, EffectCounts, ImpossibleStep};
 use crate::gate::{Gate, Passage};
 use crate::poison::{Letters, Parked};
 use crate::records::{self, HistoryLine, RecordError};
+use crate::standing::{Around, Standing};
 use crate::subscriber::{Definition, RegisterError, Registered, Registry, RunMode};
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
 use crate::unit::IN_UNIT;
@@ -52,6 +53,8 @@ pub struct Settings {
     pub catch_up_rounds: usize,
     /// Effects that a worker sends at the same time, at most.
     pub effects_at_once: usize,
+    /// A subscription that has something to do and a worker, and shows no progress for this long, is stalled.
+    pub stalled_after: Duration,
 }
 
 impl Default for Settings {
@@ -63,6 +66,7 @@ impl Default for Settings {
             poll: Duration::from_secs(1),
             catch_up_rounds: 10_000,
             effects_at_once: 8,
+            stalled_after: Duration::from_secs(60),
         }
     }
 }
@@ -137,6 +141,22 @@ pub enum Outcome {
         position: Position,
         /// What it is now.
         to: Status,
+    },
+    /// It stands somewhere else now, because a person put it there.
+    Placed {
+        /// Where it stood.
+        from: Position,
+        /// Where it stands.
+        to: Position,
+        /// What it is now.
+        status: Status,
+        /// How many dead letters are forgotten, because their events come again.
+        letters: u64,
+    },
+    /// Its row says what its code says; this is what was different.
+    Refreshed {
+        /// What changed, in words; empty if nothing had to.
+        changes: Vec<String>,
     },
     /// It was removed; the failure is of its teardown, which did not keep it.
     Removed {
@@ -228,6 +248,8 @@ pub struct Overview {
     pub has_worker: bool,
     /// What it has planned and is not done yet.
     pub effects: EffectCounts,
+    /// How it gets on, whatever its status is called.
+    pub standing: Standing,
 }
 
 impl Engine {
@@ -394,8 +416,8 @@ impl Engine {
         subscriptions.extend(new);
         subscriptions.sort_by(|a, b| a.id.cmp(&b.id));
         subscriptions.retain(|subscription| criteria.matches(&subscription.id, &subscription.group));
-        let head = self.store().head().await?.position;
-        let workers = self.live_workers().await?;
+        let around = Around::look(self, &subscriptions).await?;
+        let (head, workers) = (around.head.position, &around.workers);
         let mut effects = effects::counts(database).await?;
         let mut overviews = Vec::with_capacity(subscriptions.len());
         for subscription in subscriptions {
@@ -405,7 +427,16 @@ impl Engine {
             let max_attempts = registered.map(|registered| registered.definition.retry.max_attempts());
             let has_worker = workers.iter().any(|worker| worker.moves(&subscription));
             let effects = effects.remove(&subscription.id).unwrap_or_default();
-            overviews.push(Overview { lag, waiting_since, max_attempts, has_worker, effects, subscription });
+            let standing = around.standing(&subscription, lag, waiting_since, now);
+            overviews.push(Overview {
+                lag,
+                waiting_since,
+                max_attempts,
+                has_worker,
+                effects,
+                standing,
+                subscription,
+            });
         }
         Ok(overviews)
     }

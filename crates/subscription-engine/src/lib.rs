@@ -19,6 +19,7 @@ mod handlers;
 mod letters;
 mod lifecycle;
 mod look_back;
+mod markers;
 mod migrations;
 mod park;
 mod poison;
@@ -26,10 +27,14 @@ mod progress;
 mod records;
 mod retry;
 mod skip;
+mod stalls;
+mod standing;
 mod state_projection;
+mod steer;
 mod subscriber;
 mod subscription;
 mod unit;
+mod wait;
 mod worker;
 mod worker_row;
 
@@ -54,11 +59,13 @@ pub use migrations::MIGRATIONS;
 pub use poison::{KeyFunction, Letters, ParkKey, Parked, Poison};
 pub use records::{BadRow, HistoryLine, RecordError};
 pub use retry::{DelayFunction, RetryStrategies, RetryStrategy};
+pub use standing::{Stall, Standing};
 pub use state_projection::{KeptState, StateError, StateProjection};
 pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};
 pub use subscription::{
     FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,
 };
+pub use wait::Waited;
 pub use worker::Worker;
 pub use worker_row::WorkerRow;
 

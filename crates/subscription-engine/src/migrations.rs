@@ -28,4 +28,10 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0013_effects.sql"),
         postgres: include_str!("../../../migrations/postgres/0013_effects.sql"),
     },
+    Migration {
+        number: 14,
+        name: "progress",
+        sqlite: include_str!("../../../migrations/sqlite/0014_progress.sql"),
+        postgres: include_str!("../../../migrations/postgres/0014_progress.sql"),
+    },
 ];

@@ -9,6 +9,7 @@ use crate::context::unchanged;
 use crate::cursor::Cursor;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::lifecycle::{Hook, no_code};
+use crate::markers;
 use crate::poison::{Letters, Parked};
 use crate::records::{self, Claim};
 use crate::retry::RetryStrategy;
@@ -61,6 +62,8 @@ impl Engine {
     pub async fn catch_up(&self, criteria: &Criteria) -> Result<Report, EngineError> {
         let rounds = self.settings().catch_up_rounds;
         let mut handled = BTreeMap::<String, (u64, Option<Parked>)>::new();
+        // What became of each, in whatever round that was: one that gave up has no part in the rounds after that.
+        let mut outcomes = BTreeMap::<String, Outcome>::new();
         for _ in 0..rounds {
             let before = self.store().head().await?.position;
             let mut report = self.set_up(criteria, false).await?;
@@ -87,8 +90,9 @@ impl Engine {
                 *total = (total.0 + events, Parked::and(total.1.take(), parked));
                 *outcome = done(total.0, total.1.clone(), true);
             }
+            outcomes.extend(report);
             if idle && self.store().head().await?.position == before {
-                return Ok(report);
+                return Ok(outcomes.into_iter().collect());
             }
         }
         Ok(vec![(
@@ -229,10 +233,25 @@ impl Engine {
                 let stopped = unit::fail(self, &RetryStrategy::None, seen, FailsAt::Nowhere, &bad).await?;
                 return Ok(if matches!(stopped, Unit::Busy) { Step::Busy } else { Step::Changed });
             }
-            cursor.is_checked = true;
+            match self.after_a_cut(registered, seen, cursor).await? {
+                None => cursor.is_checked = true,
+                Some(Unit::Busy) => return Ok(Step::Busy),
+                Some(_) => return Ok(Step::Changed),
+            }
         }
-        let limit = limit.min(self.settings().unit_events);
-        match unit::run(self, registered, seen, cursor.read_from(seen), limit).await? {
+        let full = self.settings().unit_events;
+        let limit = limit.min(cursor.care.unwrap_or(full)).min(full);
+        let is_marked = cursor.care.is_some() || seen.failing_position.is_some();
+        let unit = unit::run(self, registered, seen, cursor.read_from(seen), limit, is_marked).await?;
+        if is_marked && !matches!(unit, Unit::Nothing { .. } | Unit::Looked { .. }) {
+            markers::unmark(self.store().database(), &seen.id).await?;
+            // Somebody else's marker may be in the way.
+            cursor.is_checked = !matches!(unit, Unit::Busy);
+        }
+        if let Unit::Moved { .. } | Unit::Parked { .. } = unit {
+            cursor.takes_more(full);
+        }
+        match unit {
             Unit::Moved { events, to } => {
                 cursor.stored(to);
                 Ok(Step::Moved(events))

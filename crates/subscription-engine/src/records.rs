@@ -3,6 +3,9 @@
 //! A claim is a row lock in the transaction that does the work: it needs no lease and trusts no clock, and a
 //! dead worker's claim ends with its connection. Positions move by compare-and-set on top of that.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use store::{Connection, Database, DatabaseKind, Position, TableName, Timestamp, Tx};
 
 use crate::effects;
@@ -253,6 +256,7 @@ pub(crate) async fn save(
             SET status = $2, resume = $3, position = $4, error = $5, attempt = $6, failing_position = $7,
                 next_retry_at = $8, clean_up = $9, changed_at = $10, failing_since = $11, dead_letters = $12,
                 recent_events = $13, recent_dead_letters = $14,
+                moved_at = CASE WHEN position IS NOT DISTINCT FROM $4 THEN moved_at ELSE {now} END,
                 position_event_at = CASE WHEN position = $4 THEN position_event_at ELSE $4 END,
                 position_event_id = CASE WHEN position = $4 THEN position_event_id
                                          ELSE (SELECT id FROM herald_events
@@ -289,7 +293,7 @@ pub(crate) async fn advance(
         .execute(
             "UPDATE herald_subscriptions
                 SET position = $2, attempt = $3, failing_position = $4, failing_since = $5, dead_letters = $6,
-                    recent_events = $7, recent_dead_letters = $8, position_event_at = $2,
+                    recent_events = $7, recent_dead_letters = $8, moved_at = {now}, position_event_at = $2,
                     position_event_id = (SELECT id FROM herald_events
                                           WHERE position <= $2 ORDER BY position DESC LIMIT 1)
               WHERE id = $1 AND status = $9 AND COALESCE(position, 0) = $10",
@@ -413,6 +417,31 @@ pub(crate) async fn history(
     let mut lines: Vec<HistoryLine> = database.fetch_all(sql, (id, limit)).await?;
     lines.reverse();
     Ok(lines)
+}
+
+/// How long ago each subscription last moved, by the database's clock.
+pub(crate) async fn last_moves(database: &Database) -> Result<HashMap<String, Duration>, RecordError> {
+    let sql = "SELECT id, moved_at, {now} FROM herald_subscriptions WHERE moved_at IS NOT NULL";
+    let rows: Vec<(String, Timestamp, Timestamp)> = database.fetch_all(sql, ()).await?;
+    Ok(rows.into_iter().map(|(id, moved, now)| (id, now.since(moved))).collect())
+}
+
+/// The line that says since when a subscription is what it is.
+pub(crate) async fn last_change(database: &Database, id: &str) -> Result<Option<HistoryLine>, RecordError> {
+    let sql = "SELECT at, from_status, to_status, position, why, who
+                 FROM herald_subscription_history
+                WHERE subscription_id = $1 AND (from_status IS NULL OR from_status <> to_status)
+                ORDER BY number DESC
+                LIMIT 1";
+    Ok(database.fetch_optional(sql, (id,)).await?)
+}
+
+/// Writes what the code says of a claimed row: its group, its run mode, and the tables to drop with it.
+pub(crate) async fn save_definition(tx: &mut Tx, subscription: &Subscription) -> Result<(), RecordError> {
+    let sql = r#"UPDATE herald_subscriptions SET "group" = $2, run_mode = $3, clean_up = $4 WHERE id = $1"#;
+    let (id, group) = (subscription.id.as_str(), subscription.group.as_str());
+    tx.execute(sql, (id, group, subscription.run_mode.word(), clean_up_text(&subscription.clean_up))).await?;
+    Ok(())
 }
 
 fn clean_up_text(tables: &[TableName]) -> String {

@@ -6,6 +6,7 @@
 //!   new, booting, active ──a failure──▶ error ──retry, reactivate──▶ what it was
 //!   booting, active, error ──pause──▶ paused ──reactivate──▶ what it was
 //!   every state ──its subscriber is gone──▶ detached ──reactivate──▶ what it was (active if finished)
+//!   active, error ──set back──▶ booting          paused ──set back──▶ paused, to boot again
 //! ```
 //!
 //! `docs/states.md` shows every single step; a test compares it with the function.
@@ -136,6 +137,11 @@ pub enum Transition {
     Reactivate,
     /// Its subscriber is gone.
     Detach,
+    /// A person puts it somewhere else.
+    Place {
+        /// Before where it stands: it catches up again.
+        back: bool,
+    },
 }
 
 /// The transition is not possible from this state.
@@ -168,6 +174,21 @@ pub fn next(state: &State, transition: Transition) -> Result<State, Impossible> 
         (New | Booting | Active | Paused { .. } | Finished | Error { .. }, Transition::Detach) => {
             Detached { resume: state.resume() }
         }
+        (
+            Booting | Active | Error { resume: Resume::Booting | Resume::Active, .. },
+            Transition::Place { back: true },
+        ) => Booting,
+        (Paused { resume: Resume::Booting | Resume::Active }, Transition::Place { back: true }) => {
+            Paused { resume: Resume::Booting }
+        }
+        (
+            Booting | Active | Paused { resume: Resume::Booting | Resume::Active },
+            Transition::Place { back: false },
+        ) => state.clone(),
+        (
+            Error { resume: resume @ (Resume::Booting | Resume::Active), .. },
+            Transition::Place { back: false },
+        ) => resume.state(),
         (_, transition) => return Err(Impossible { from: state.status(), cannot: transition.cannot() }),
     })
 }
@@ -182,6 +203,7 @@ impl Transition {
             Self::Pause => "cannot be paused",
             Self::Reactivate => "needs no reactivation",
             Self::Detach => "is detached already",
+            Self::Place { .. } => "cannot be put somewhere else",
         }
     }
 }
@@ -360,23 +382,47 @@ mod tests {
         let paused = |resume| State::Paused { resume };
         let detached = |resume| State::Detached { resume };
         use Resume as R;
-        // set up, set up (skip), head, head (once), fail, retry, pause, reactivate, detach
-        let table: &[(State, [&str; 9])] = &[
-            (State::New, ["booting", "active", "-", "-", "error", "-", "-", "-", "detached"]),
-            (State::Booting, ["-", "-", "active", "finished", "error", "-", "paused", "-", "detached"]),
-            (State::Active, ["-", "-", "-", "finished", "error", "-", "paused", "-", "detached"]),
-            (State::Finished, ["-", "-", "-", "-", "-", "-", "-", "active", "detached"]),
-            (paused(R::Booting), ["-", "-", "-", "-", "-", "-", "-", "booting", "detached"]),
-            (paused(R::Active), ["-", "-", "-", "-", "-", "-", "-", "active", "detached"]),
-            (paused(R::New), ["-", "-", "-", "-", "-", "-", "-", "new", "detached"]),
-            (retrying(R::New), ["-", "-", "-", "-", "-", "new", "paused", "new", "detached"]),
-            (retrying(R::Booting), ["-", "-", "-", "-", "-", "booting", "paused", "booting", "detached"]),
-            (retrying(R::Active), ["-", "-", "-", "-", "-", "active", "paused", "active", "detached"]),
-            (gave_up(R::Active), ["-", "-", "-", "-", "-", "-", "paused", "active", "detached"]),
-            (detached(R::New), ["-", "-", "-", "-", "-", "-", "-", "new", "-"]),
-            (detached(R::Booting), ["-", "-", "-", "-", "-", "-", "-", "booting", "-"]),
-            (detached(R::Active), ["-", "-", "-", "-", "-", "-", "-", "active", "-"]),
-            (detached(R::Finished), ["-", "-", "-", "-", "-", "-", "-", "active", "-"]),
+        // set up, set up (skip), head, head (once), fail, retry, pause, reactivate, detach, back, forward
+        let table: &[(State, [&str; 11])] = &[
+            (State::New, ["booting", "active", "-", "-", "error", "-", "-", "-", "detached", "-", "-"]),
+            (
+                State::Booting,
+                [
+                    "-", "-", "active", "finished", "error", "-", "paused", "-", "detached", "booting",
+                    "booting",
+                ],
+            ),
+            (
+                State::Active,
+                ["-", "-", "-", "finished", "error", "-", "paused", "-", "detached", "booting", "active"],
+            ),
+            (State::Finished, ["-", "-", "-", "-", "-", "-", "-", "active", "detached", "-", "-"]),
+            (
+                paused(R::Booting),
+                ["-", "-", "-", "-", "-", "-", "-", "booting", "detached", "paused", "paused"],
+            ),
+            (
+                paused(R::Active),
+                ["-", "-", "-", "-", "-", "-", "-", "active", "detached", "paused", "paused"],
+            ),
+            (paused(R::New), ["-", "-", "-", "-", "-", "-", "-", "new", "detached", "-", "-"]),
+            (retrying(R::New), ["-", "-", "-", "-", "-", "new", "paused", "new", "detached", "-", "-"]),
+            (
+                retrying(R::Booting),
+                ["-", "-", "-", "-", "-", "booting", "paused", "booting", "detached", "booting", "booting"],
+            ),
+            (
+                retrying(R::Active),
+                ["-", "-", "-", "-", "-", "active", "paused", "active", "detached", "booting", "active"],
+            ),
+            (
+                gave_up(R::Active),
+                ["-", "-", "-", "-", "-", "-", "paused", "active", "detached", "booting", "active"],
+            ),
+            (detached(R::New), ["-", "-", "-", "-", "-", "-", "-", "new", "-", "-", "-"]),
+            (detached(R::Booting), ["-", "-", "-", "-", "-", "-", "-", "booting", "-", "-", "-"]),
+            (detached(R::Active), ["-", "-", "-", "-", "-", "-", "-", "active", "-", "-", "-"]),
+            (detached(R::Finished), ["-", "-", "-", "-", "-", "-", "-", "active", "-", "-", "-"]),
         ];
         for (state, expected) in table {
             let transitions = [
@@ -389,12 +435,17 @@ mod tests {
                 Transition::Pause,
                 Transition::Reactivate,
                 Transition::Detach,
+                Transition::Place { back: true },
+                Transition::Place { back: false },
             ];
             for (transition, expected) in transitions.into_iter().zip(expected) {
                 let result = next(state, transition.clone());
                 let word = result.as_ref().map_or("-", |state| state.status().word());
                 assert_eq!(word, *expected, "{state:?} {transition:?}");
                 // E-10: what it goes on as survives every state that does no work.
+                if transition == (Transition::Place { back: true }) {
+                    continue;
+                }
                 if let Ok(
                     State::Paused { resume } | State::Detached { resume } | State::Error { resume, .. },
                 ) = result

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::context::{Context, ContextError, Planned, Writing, unchanged};
 use crate::dead_letters::{self, NewLetter};
 use crate::engine::{Engine, EngineError, FaultPoint};
+use crate::markers;
 use crate::park::{self, Behind, stop_at};
 use crate::poison::Parked;
 use crate::records::{self, Claim};
@@ -56,13 +57,14 @@ pub(crate) enum Part {
 }
 
 /// Runs one unit of at most `limit` events after `from`, which is where the subscription stands or what has
-/// been looked at beyond that.
+/// been looked at beyond that. Marked, it leaves something behind if it ends the process.
 pub(crate) async fn run(
     engine: &Engine,
     registered: &Registered,
     seen: &Subscription,
     from: Position,
     limit: usize,
+    is_marked: bool,
 ) -> Result<Unit, EngineError> {
     // What failed before is tried alone: everything else in the page would be done in vain.
     let limit = if seen.failing_position.is_some() { 1 } else { limit };
@@ -87,6 +89,9 @@ pub(crate) async fn run(
         Some((0, why)) => return stop_at(engine, seen, &events[0], &why).await,
         Some((end, _)) => &events[..end],
     };
+    if is_marked && !markers::mark(engine.store().database(), seen, events[0].position, events.len()).await? {
+        return Ok(Unit::Busy);
+    }
     let mut seen = seen.clone();
     let (mut done, mut size) = (0, events.len());
     let (mut handled, mut parked) = (0, None);

@@ -15,6 +15,7 @@ use crate::cursor::Cursor;
 use crate::effects::keep_delivering;
 use crate::engine::{Criteria, Engine, EngineError, refuse_inside_unit};
 use crate::progress::Step;
+use crate::stalls::Obstacle;
 use crate::worker_row;
 
 /// How often a worker says that it is there.
@@ -51,6 +52,7 @@ impl Worker {
         refuse_inside_unit()?;
         let Self { engine, criteria, .. } = &self;
         self.beat().await?;
+        let is_careful = self.others_may_have_died().await?;
         self.forget_the_dead().await?;
         engine.discover().await?;
         engine.detach(criteria).await?;
@@ -61,7 +63,7 @@ impl Worker {
         let (listener, stopped) = (engine.clone(), stopping.subscribe());
         tasks.spawn(async move { listener.store().listen(until(stopped)).await });
         tasks.spawn(self.clone().keep_beating(stopping.subscribe()));
-        tasks.spawn(self.clone().follow_all(stopping.subscribe()));
+        tasks.spawn(self.clone().follow_all(stopping.subscribe(), is_careful));
         if !engine.deliveries().is_empty() {
             let (engine, criteria) = (engine.clone(), criteria.clone());
             tasks.spawn(keep_delivering(engine, criteria, self.id, stopping.subscribe()));
@@ -105,6 +107,12 @@ impl Worker {
         Ok(())
     }
 
+    /// Whether a worker has left its row behind: it died, perhaps of an event, or it is still at work.
+    async fn others_may_have_died(&self) -> Result<bool, EngineError> {
+        let workers = worker_row::workers(self.engine.store().database()).await?;
+        Ok(workers.iter().any(|worker| worker.id != self.id && worker.program == self.engine.program()))
+    }
+
     async fn keep_beating(self, stopping: watch::Receiver<bool>) {
         while !stopped_within(BEAT, stopping.clone()).await {
             if let Err(error) = self.beat().await {
@@ -115,7 +123,7 @@ impl Worker {
     }
 
     /// Starts a task for each subscription, also for those that appear later, and waits for all of them.
-    async fn follow_all(self, stopping: watch::Receiver<bool>) {
+    async fn follow_all(self, stopping: watch::Receiver<bool>, is_careful: bool) {
         let mut tasks = JoinSet::new();
         let mut followed = HashSet::new();
         while !*stopping.borrow() {
@@ -128,7 +136,8 @@ impl Worker {
                     for subscription in subscriptions {
                         let id = subscription.id;
                         if self.engine.registered(&id).is_some() && followed.insert(id.clone()) {
-                            tasks.spawn(follow(self.engine.clone(), id, stopping.clone()));
+                            let cursor = if is_careful { Cursor::with_care() } else { Cursor::new() };
+                            tasks.spawn(follow(self.engine.clone(), id, cursor, stopping.clone()));
                         }
                     }
                 }
@@ -144,12 +153,12 @@ impl Worker {
 }
 
 /// Keeps one subscription moving until told to stop.
-async fn follow(engine: Engine, id: String, stopping: watch::Receiver<bool>) {
+async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch::Receiver<bool>) {
     let poll = engine.settings().poll;
     let mut wake = engine.store().wake();
-    let mut cursor = Cursor::new();
     let mut back_off = FIRST_BACK_OFF;
     let mut was_quiet = false;
+    let mut obstacle = Obstacle::perhaps_left_behind();
     loop {
         wake.arm();
         if *stopping.borrow() {
@@ -159,9 +168,13 @@ async fn follow(engine: Engine, id: String, stopping: watch::Receiver<bool>) {
         let step = engine.step(&id, &mut cursor, was_quiet).await;
         was_quiet = false;
         match step {
-            Ok(Step::Moved(_) | Step::Parked(..) | Step::Changed) => back_off = FIRST_BACK_OFF,
+            Ok(Step::Moved(_) | Step::Parked(..) | Step::Changed) => {
+                back_off = FIRST_BACK_OFF;
+                obstacle.is_gone(&engine, &id).await;
+            }
             Ok(Step::Idle(due)) => {
                 back_off = FIRST_BACK_OFF;
+                obstacle.is_gone(&engine, &id).await;
                 let wait = until_due(&engine, due).await.min(poll);
                 let start = tokio::time::Instant::now();
                 wake.wait(wait).await;
@@ -170,6 +183,7 @@ async fn follow(engine: Engine, id: String, stopping: watch::Receiver<bool>) {
             Ok(Step::Busy) => wake.wait(BUSY_PAUSE).await,
             Ok(Step::Stalled(why)) => {
                 tracing::warn!(subscription = id, "{id} is stalled: {why}; trying again in {back_off:?}");
+                obstacle.is_met(&engine, &id, &why).await;
                 cursor.is_checked = false;
                 stopped_within(back_off, stopping.clone()).await;
                 back_off = (back_off * 2).min(LONGEST_BACK_OFF);
@@ -180,6 +194,7 @@ async fn follow(engine: Engine, id: String, stopping: watch::Receiver<bool>) {
                     subscription = id,
                     "{id} could not go on: {why}; trying again in {back_off:?}"
                 );
+                obstacle.is_met(&engine, &id, &why).await;
                 // The database may have been restored meanwhile.
                 cursor.is_checked = false;
                 stopped_within(back_off, stopping.clone()).await;

@@ -25,6 +25,8 @@ pub struct WorkerRow {
     pub criteria: Criteria,
     /// How long ago it last showed progress, by the database's clock.
     pub last_progress_ago: Duration,
+    /// How long ago it began, by the same clock; none: it is of a program that does not say so.
+    pub started_ago: Option<Duration>,
 }
 
 impl WorkerRow {
@@ -46,8 +48,8 @@ pub(crate) async fn beat(
 ) -> Result<(), RecordError> {
     let ids = serde_json::to_string(subscriber_ids).map_err(|error| sqlx::Error::Encode(error.into()))?;
     let criteria = serde_json::to_string(criteria).map_err(|error| sqlx::Error::Encode(error.into()))?;
-    let sql = "INSERT INTO herald_workers (id, program, build, subscriber_ids, criteria, last_progress_at)
-               VALUES ($1, $2, $3, $4, $5, {now})
+    let sql = "INSERT INTO herald_workers (id, program, build, subscriber_ids, criteria, last_progress_at, started_at)
+               VALUES ($1, $2, $3, $4, $5, {now}, {now})
                ON CONFLICT (id) DO UPDATE SET last_progress_at = {now}";
     database.execute(sql, (id, program, build, ids, criteria)).await?;
     Ok(())
@@ -60,16 +62,18 @@ pub(crate) async fn forget_worker(database: &Database, id: Uuid) -> Result<(), R
 
 /// The workers that have a row, whether they still live or not.
 pub(crate) async fn workers(database: &Database) -> Result<Vec<WorkerRow>, RecordError> {
-    let sql = "SELECT id, program, build, subscriber_ids, criteria, last_progress_at, {now}
+    let sql = "SELECT id, program, build, subscriber_ids, criteria, last_progress_at, started_at, {now}
                  FROM herald_workers
                 ORDER BY id";
-    type Row = (Uuid, String, String, String, String, Timestamp, Timestamp);
+    type Row = (Uuid, String, String, String, String, Timestamp, Option<Timestamp>, Timestamp);
     let rows: Vec<Row> = database.fetch_all(sql, ()).await?;
-    let worker = |(id, program, build, subscriber_ids, criteria, seen, now): Row| {
+    let worker = |(id, program, build, subscriber_ids, criteria, seen, started, now): Row| {
         let bad = |error: serde_json::Error| BadRow { id: format!("worker {id}"), reason: error.to_string() };
         let subscriber_ids = serde_json::from_str(&subscriber_ids).map_err(bad)?;
         let criteria = serde_json::from_str(&criteria).map_err(bad)?;
-        Ok(WorkerRow { id, program, build, subscriber_ids, criteria, last_progress_ago: now.since(seen) })
+        let last_progress_ago = now.since(seen);
+        let started_ago = started.map(|started| now.since(started));
+        Ok(WorkerRow { id, program, build, subscriber_ids, criteria, last_progress_ago, started_ago })
     };
     rows.into_iter().map(worker).collect()
 }

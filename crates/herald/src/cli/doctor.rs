@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use store::{BadSequence, Database, PlaceError, Schema, Store, StoreError, Verify};
-use subscription_engine::{Criteria, Overview, State, WORKER_SILENCE};
+use subscription_engine::{Criteria, Overview, Standing, State, WORKER_SILENCE};
 
 use crate::app::{App, connect_to_look};
 use crate::cli::Global;
@@ -21,8 +21,6 @@ pub(crate) const HELP: &str = "Writes nothing. Exit code 7 if there is a problem
 const SLOW_ANSWER: Duration = Duration::from_millis(250);
 /// Clocks that differ by more than this make times in histories hard to compare …
 const SKEW: Duration = Duration::from_secs(1);
-/// An event that waits longer than this, though a worker is there, waits for something.
-const STALLED_AFTER: Duration = Duration::from_secs(60);
 /// Less space than this on the disk of an SQLite file is soon used up …
 const LITTLE_SPACE: u64 = 1024 * 1024 * 1024;
 /// … and with less than this an append may fail at any time.
@@ -259,12 +257,10 @@ async fn import(app: &App) -> Result<Option<Checked>, Exit> {
 async fn subscriptions(app: &App) -> Result<Vec<Checked>, Exit> {
     let overviews = app.engine.status(&Criteria::all()).await?;
     let workers = app.engine.live_workers().await?;
-    let now = app.store.clock().now().await?;
     let mut checked: Vec<Checked> = Vec::new();
     let state = |overview: &Overview| {
         let subscription = &overview.subscription;
         let id = &subscription.id;
-        let waits = overview.waiting_since.map(|since| now.since(since)).unwrap_or_default();
         match &subscription.state {
             State::Error { failure, .. } => Some(problem(
                 "subscription",
@@ -282,12 +278,13 @@ async fn subscriptions(app: &App) -> Result<Vec<Checked>, Exit> {
                 format!("{id} is {} position(s) behind, and no worker runs it", overview.lag),
                 "herald worker",
             )),
-            State::Active | State::Booting if overview.lag > 0 && waits > STALLED_AFTER => Some(warning(
-                "subscription",
-                format!("{id} is {} position(s) behind, for {}", overview.lag, duration(waits)),
-                "look into the worker's log",
-            )),
-            _ => None,
+            _ => match &overview.standing {
+                Standing::Stalled(stall) => {
+                    let what = format!("{id} is {} position(s) behind and stalled: {stall}", overview.lag);
+                    Some(warning("subscription", what, &format!("herald sub show {id}")))
+                }
+                _ => None,
+            },
         }
     };
     checked.extend(overviews.iter().filter_map(state));

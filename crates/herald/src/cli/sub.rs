@@ -1,11 +1,14 @@
 //! `herald sub`: seeing and steering subscriptions.
 
+mod history;
+mod rewind;
 mod show;
+mod wait;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use store::{Position, Timestamp};
-use subscription_engine::{Criteria, Outcome, Overview, Report, State, Status};
+use subscription_engine::{Criteria, Outcome, Overview, Report, Standing, State, Status};
 
 use crate::app::App;
 use crate::cli::confirm::confirm;
@@ -25,6 +28,25 @@ pub(crate) enum Command {
         /// Its id
         id: String,
     },
+    /// Show what became of one subscription, when, why and by whom
+    #[command(
+        after_help = "Examples:\n  herald sub history inbox_1\n  herald sub history inbox_1 --limit 1000 -o jsonl"
+    )]
+    History(history::Arguments),
+    /// Wait until a subscription has handled everything up to a position
+    #[command(after_help = wait::HELP)]
+    Wait(wait::Arguments),
+    /// Add a row for every subscriber of this program that has none
+    #[command(after_help = "Example:\n  herald sub discover")]
+    Discover,
+    /// Bring group, run mode and tables from the code to the rows
+    #[command(
+        after_help = "Examples:\n  herald sub refresh inbox_1\n  herald sub refresh --all --reason \"moved to another group\""
+    )]
+    Refresh(Steering),
+    /// Put a projector somewhere else in the log: back or forward
+    #[command(after_help = rewind::HELP)]
+    Rewind(rewind::Arguments),
     /// Set up what is new
     #[command(after_help = "Example:\n  herald sub setup inbox_1")]
     Setup {
@@ -117,7 +139,9 @@ impl Steering {
 
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
     let app = match command {
-        Command::List(_) | Command::Show { .. } => App::open_to_look(config).await?,
+        Command::List(_) | Command::Show { .. } | Command::History(_) | Command::Wait(_) => {
+            App::open_to_look(config).await?
+        }
         _ => App::open(config).await?,
     };
     let engine = &app.engine;
@@ -125,6 +149,15 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
     let result = match command {
         Command::List(selection) => list_all(&app, global, &selection.criteria()).await,
         Command::Show { id } => show::run(&app, global, &id).await,
+        Command::History(arguments) => history::run(&app, global, &arguments).await,
+        Command::Wait(arguments) => wait::run(&app, global, &arguments).await,
+        Command::Discover => discover(&app, global).await,
+        Command::Refresh(which) => {
+            let criteria = known(&app, which.criteria()).await?;
+            let report = engine.refresh(&criteria, &reason("refreshed")).await?;
+            told(global, "refresh", &report, "nothing to refresh")
+        }
+        Command::Rewind(arguments) => rewind::run(&app, global, &arguments, &reason("put elsewhere")).await,
         Command::Setup { selection, skip_booting } => {
             let criteria = known(&app, selection.criteria()).await?;
             told(global, "setup", &engine.set_up(&criteria, skip_booting).await?, "nothing is new")
@@ -168,6 +201,18 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
     };
     app.store.close().await;
     result
+}
+
+async fn discover(app: &App, global: &Global) -> Result<(), Exit> {
+    let added = app.engine.discover().await?;
+    if global.output.is_json() {
+        return json("herald.sub.discover/1", &serde_json::json!({ "added": added }));
+    }
+    line(&format!("{added} added"));
+    if added > 0 {
+        note("Set them up with `herald sub setup`; a worker does it by itself.");
+    }
+    Ok(())
 }
 
 /// What nobody handles any more is given up for a reason; `what` is done then.
@@ -219,6 +264,8 @@ struct Row {
     id: String,
     group: String,
     status: Status,
+    progress: &'static str,
+    stalled_because: Option<String>,
     run_mode: &'static str,
     position: Option<String>,
     lag: String,
@@ -242,6 +289,8 @@ impl Row {
             id: subscription.id.clone(),
             group: subscription.group.clone(),
             status: subscription.state.status(),
+            progress: overview.standing.word(),
+            stalled_because: stalled_because(overview),
             run_mode: subscription.run_mode.word(),
             position: subscription.position.map(|position| position.to_string()),
             lag: overview.lag.to_string(),
@@ -287,10 +336,18 @@ fn what_its_state_says(overview: &Overview, now: Timestamp) -> String {
             format!("gave up after {} attempts: {}", overview.subscription.attempt, failure.message())
         }
         State::New => "not set up yet".to_owned(),
-        State::Active | State::Booting if overview.lag > 0 && !overview.has_worker => {
-            "no worker runs it".to_owned()
-        }
-        _ => String::new(),
+        _ => match &overview.standing {
+            Standing::Idle | Standing::Lagging => String::new(),
+            standing => standing.to_string(),
+        },
+    }
+}
+
+/// Why it does not move though it should.
+pub(super) fn stalled_because(overview: &Overview) -> Option<String> {
+    match &overview.standing {
+        Standing::Stalled(stall) => Some(stall.to_string()),
+        _ => None,
     }
 }
 
@@ -298,12 +355,13 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
     let overviews = app.engine.status(criteria).await?;
     let now = app.store.clock().now().await?;
     let rows: Vec<Row> = overviews.iter().map(|overview| Row::new(overview, now)).collect();
-    let header = ["ID", "GROUP", "STATUS", "POSITION", "LAG", "DEAD", "NOTE"];
+    let header = ["ID", "GROUP", "STATUS", "PROGRESS", "POSITION", "LAG", "DEAD", "NOTE"];
     list(global.output, global.no_header, "herald.sub.list/1", &header, &rows, None, |row| {
         vec![
             row.id.clone(),
             row.group.clone(),
             row.status.to_string(),
+            row.progress.to_owned(),
             row.position.clone().unwrap_or_else(|| "-".to_owned()),
             row.lag_text(),
             row.dead_letters.clone(),
@@ -368,6 +426,13 @@ pub(crate) fn outcome_text(outcome: &Outcome) -> String {
                 parked.letters, first.position, first.event_type, parked.why
             )
         }
+        Outcome::Placed { from, to, status, letters } => {
+            let forgotten =
+                if *letters > 0 { format!("; {letters} dead letter(s) forgotten") } else { String::new() };
+            format!("stood at position {from}, stands at {to}, is {status}{forgotten}")
+        }
+        Outcome::Refreshed { changes } if changes.is_empty() => "nothing to refresh".to_owned(),
+        Outcome::Refreshed { changes } => format!("refreshed: {}", changes.join("; ")),
         Outcome::Skipped { position, to } => format!("skipped position {position}, is {to}"),
         Outcome::Busy => "another worker has it".to_owned(),
         Outcome::Waiting { why } => format!("waiting: {why}"),

@@ -6,6 +6,7 @@ use subscription_engine::{Criteria, Failure, HistoryLine, Overview, RunMode, Sta
 
 use crate::app::App;
 use crate::cli::Global;
+use crate::cli::sub::stalled_because;
 use crate::exit::{Code, Exit};
 use crate::output::{duration, json, line, moment};
 
@@ -19,6 +20,8 @@ struct Shown<'a> {
     program: &'a str,
     run_mode: &'static str,
     status: Status,
+    progress: &'static str,
+    stalled_because: Option<String>,
     position: Option<String>,
     head: String,
     lag: String,
@@ -89,6 +92,7 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
     };
     line(&format!("{id}    {} · {mode}", subscription.group));
     field("status", &status(&overview, now));
+    field("progress", &overview.standing.to_string());
     let position = subscription.position.map_or_else(|| "-".to_owned(), |position| position.to_string());
     let lag = match overview.waiting_since {
         Some(since) => format!("{} positions, {}", overview.lag, duration(now.since(since))),
@@ -142,6 +146,8 @@ fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -
         program: &subscription.program,
         run_mode: subscription.run_mode.word(),
         status: subscription.state.status(),
+        progress: overview.standing.word(),
+        stalled_because: stalled_because(overview),
         position: subscription.position.map(|position| position.to_string()),
         head,
         lag: overview.lag.to_string(),

@@ -1,0 +1,237 @@
+//! Handlers that end their process: a unit that may do so is written down before it begins.
+//!
+//! Nobody catches an abort, an overflow of the stack or the kernel's answer to a lack of memory, and whoever is started
+//! again would run into it again. So after an end without a goodbye the units of a worker begin small and are marked,
+//! and so is every further try of an event that failed. A marker whose runner is gone tells what that one died of: a
+//! larger unit is tried in halves, a single event counts as a failed attempt.
+
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use store::{Database, DatabaseKind, Filter, Position, ReadError, Timestamp};
+use uuid::Uuid;
+
+use crate::cursor::Cursor;
+use crate::engine::{Engine, EngineError, WORKER_SILENCE};
+use crate::park;
+use crate::subscriber::Registered;
+use crate::subscription::Subscription;
+use crate::unit::{self, FailsAt, Unit};
+
+/// A unit that was under way when its process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Marker {
+    position: Position,
+    events: i64,
+    runner: String,
+    age: Duration,
+}
+
+/// The process that ran a unit was gone before the unit had come to anything.
+#[derive(Debug, thiserror::Error)]
+#[error("the process ended while this event was handled")]
+struct ProcessEnded;
+
+/// Whether a runner is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    Lives,
+    Gone,
+    CannotTell,
+}
+
+/// Writes down that a unit of so many events from this position on is about to begin; not if another runner's marker is
+/// there, which says whether that has happened.
+pub(crate) async fn mark(
+    database: &Database,
+    seen: &Subscription,
+    position: Position,
+    events: usize,
+) -> sqlx::Result<bool> {
+    let events = i64::try_from(events).unwrap_or(i64::MAX);
+    // On PostgreSQL the session that writes it stands for the runner, on SQLite the process itself.
+    let sql = match database.kind() {
+        DatabaseKind::Postgres => {
+            "INSERT INTO herald_unit_markers AS marker (subscription_id, position, events, runner, marked_at)
+             SELECT $1, $2, $3, $4 || ' ' || pid || ' ' || COALESCE(extract(epoch FROM backend_start)::text, ''), {now}
+               FROM pg_stat_activity WHERE pid = pg_backend_pid()
+             ON CONFLICT (subscription_id) DO UPDATE
+                SET position = excluded.position, events = excluded.events, runner = excluded.runner,
+                    marked_at = excluded.marked_at
+              WHERE marker.runner LIKE $5 || '%' OR marker.position <= $6"
+        }
+        DatabaseKind::Sqlite => {
+            "INSERT INTO herald_unit_markers AS marker (subscription_id, position, events, runner, marked_at)
+             VALUES ($1, $2, $3, $4, {now})
+             ON CONFLICT (subscription_id) DO UPDATE
+                SET position = excluded.position, events = excluded.events, runner = excluded.runner,
+                    marked_at = excluded.marked_at
+              WHERE marker.runner LIKE $5 || '%' OR marker.position <= $6"
+        }
+    };
+    let ours = this_process().to_string();
+    let runner = match database.kind() {
+        DatabaseKind::Postgres => ours.clone(),
+        DatabaseKind::Sqlite => format!("{ours} {}", in_this_system("self").unwrap_or_default()),
+    };
+    let values = (seen.id.as_str(), position, events, runner, ours, seen.read_from());
+    Ok(database.execute(sql, values).await? == 1)
+}
+
+/// The unit has come to something, or never began: our marker goes.
+pub(crate) async fn unmark(database: &Database, id: &str) -> sqlx::Result<()> {
+    forget(database, id, &this_process().to_string()).await
+}
+
+/// Takes the marker away, if it is of a runner that begins like this.
+async fn forget(database: &Database, id: &str, runner: &str) -> sqlx::Result<()> {
+    let sql = "DELETE FROM herald_unit_markers WHERE subscription_id = $1 AND runner LIKE $2 || '%'";
+    database.execute(sql, (id, runner)).await?;
+    Ok(())
+}
+
+async fn left(database: &Database, id: &str) -> sqlx::Result<Option<Marker>> {
+    let sql = "SELECT position, events, runner, marked_at, {now} FROM herald_unit_markers WHERE subscription_id = $1";
+    let row: Option<(Position, i64, String, Timestamp, Timestamp)> =
+        database.fetch_optional(sql, (id,)).await?;
+    Ok(row.map(|(position, events, runner, at, now)| Marker { position, events, runner, age: now.since(at) }))
+}
+
+/// This process, for as long as it runs.
+fn this_process() -> Uuid {
+    static ID: OnceLock<Uuid> = OnceLock::new();
+    *ID.get_or_init(Uuid::now_v7)
+}
+
+/// What tells a process of this machine, in this boot and this container, from every other one: none where there is
+/// no /proc.
+fn in_this_system(process: &str) -> Option<String> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let boot = read("/proc/sys/kernel/random/boot_id")?;
+    let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    let stat = read(&format!("/proc/{process}/stat"))?;
+    // The name in parentheses may contain anything.
+    let (process, rest) = (stat.split(' ').next()?, stat.rsplit_once(')')?.1);
+    let started = rest.split_whitespace().nth(19)?;
+    Some(format!("{} {} {process} {started}", boot.trim(), namespace.display()))
+}
+
+/// Whether the process that says this of itself is there.
+fn life_in_this_system(runner: &str) -> Life {
+    let mut words = runner.split(' ');
+    let (Some(boot), Some(namespace), Some(process)) = (words.nth(1), words.next(), words.next()) else {
+        return Life::CannotTell;
+    };
+    let Some(here) = in_this_system("self") else { return Life::CannotTell };
+    if !here.starts_with(&format!("{boot} {namespace} ")) {
+        // Another container, or this machine before it was started anew: its processes cannot be seen from here.
+        return Life::CannotTell;
+    }
+    let Some(there) = in_this_system(process) else {
+        let is_there = Path::new("/proc").join(process).exists();
+        return if is_there { Life::CannotTell } else { Life::Gone };
+    };
+    if runner.ends_with(&format!(" {there}")) { Life::Lives } else { Life::Gone }
+}
+
+async fn life(database: &Database, runner: &str) -> sqlx::Result<Life> {
+    if database.kind() == DatabaseKind::Sqlite {
+        return Ok(life_in_this_system(runner));
+    }
+    let sql = "SELECT COUNT(*) FROM pg_stat_activity
+                WHERE $1 LIKE '% ' || pid || ' %'
+                  AND (backend_start IS NULL OR $1 LIKE '% ' || pid || ' ' || extract(epoch FROM backend_start)::text)";
+    let row: Option<(i64,)> = database.fetch_optional(sql, (runner,)).await?;
+    Ok(if row.is_some_and(|row| row.0 > 0) { Life::Lives } else { Life::Gone })
+}
+
+impl Engine {
+    /// What follows from a marker that is there before a unit begins: nothing, if there is none or it is ours; a
+    /// failed attempt, if somebody died of that very event. Otherwise the cursor is told to go on carefully.
+    pub(crate) async fn after_a_cut(
+        &self,
+        registered: &Registered,
+        seen: &Subscription,
+        cursor: &mut Cursor,
+    ) -> Result<Option<Unit>, EngineError> {
+        let database = self.store().database();
+        let Some(marker) = left(database, &seen.id).await? else { return Ok(None) };
+        let is_ours = marker.runner.starts_with(&this_process().to_string());
+        if is_ours || marker.position <= seen.read_from() {
+            forget(database, &seen.id, &marker.runner).await?;
+            return Ok(None);
+        }
+        let life = life(database, &marker.runner).await?;
+        let is_fresh = marker.age < self.settings().time_limit + WORKER_SILENCE;
+        match life {
+            // It is about to begin, or at it.
+            Life::Lives | Life::CannotTell if is_fresh => return Ok(Some(Unit::Busy)),
+            // It left the marker lying about.
+            Life::Lives => {
+                forget(database, &seen.id, &marker.runner).await?;
+                return Ok(None);
+            }
+            Life::Gone | Life::CannotTell => {}
+        }
+        let (id, position, events) = (&seen.id, marker.position, marker.events);
+        tracing::warn!(
+            subscription = id,
+            position = position.0,
+            "the process that handled {events} event(s) of {id} from position {position} on has ended; going on carefully"
+        );
+        if events > 1 {
+            cursor.care = Some(usize::try_from(events / 2).unwrap_or(1));
+            forget(database, id, &marker.runner).await?;
+            return Ok(None);
+        }
+        let failed = self.fails_of_a_cut(registered, seen, position).await?;
+        cursor.care = Some(1);
+        forget(database, id, &marker.runner).await?;
+        Ok(failed)
+    }
+
+    async fn fails_of_a_cut(
+        &self,
+        registered: &Registered,
+        seen: &Subscription,
+        position: Position,
+    ) -> Result<Option<Unit>, EngineError> {
+        let before = Position(position.0 - 1);
+        match self.store().read(&Filter::all(), before, 1).await {
+            Ok(page) => match page.events.first().filter(|event| event.position == position) {
+                Some(event) => {
+                    park::fail_or_park(self, registered, seen, event, ProcessEnded.into()).await.map(Some)
+                }
+                None => Ok(None),
+            },
+            Err(ReadError::BadRow { position, .. }) => {
+                let retry = &registered.definition.retry;
+                unit::fail(self, retry, seen, FailsAt::Row(position), &ProcessEnded).await.map(Some)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn e34_this_process_lives_and_one_that_has_ended_does_not() {
+        let here = in_this_system("self").unwrap();
+        assert_eq!(life_in_this_system(&format!("{} {here}", this_process())), Life::Lives);
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let there = in_this_system(&child.id().to_string()).unwrap();
+        child.wait().unwrap();
+        assert_eq!(life_in_this_system(&format!("{} {there}", Uuid::now_v7())), Life::Gone);
+    }
+
+    #[test]
+    fn e34_of_another_machine_nothing_can_be_told() {
+        let elsewhere = format!("{} another-boot pid:[1] 1 1", Uuid::now_v7());
+        assert_eq!(life_in_this_system(&elsewhere), Life::CannotTell);
+        assert_eq!(life_in_this_system(&Uuid::now_v7().to_string()), Life::CannotTell);
+    }
+}

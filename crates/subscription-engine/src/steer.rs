@@ -1,0 +1,129 @@
+//! Steering by hand what no failure and no worker changes: where a projector stands, and what the row says of the code.
+//!
+//! Each is one transaction under the row's claim, with a line of history that says who and why.
+
+use store::Position;
+
+use crate::dead_letters;
+use crate::engine::{Criteria, Engine, EngineError, Outcome, Report, refuse_inside_unit};
+use crate::lifecycle::no_code;
+use crate::poison::Letters;
+use crate::records;
+use crate::subscriber::Kind;
+use crate::subscription::{State, Subscription, Transition, next};
+
+fn refused(why: impl Into<String>) -> Outcome {
+    Outcome::Refused { why: why.into() }
+}
+
+impl Engine {
+    /// Puts a projector somewhere else: back, so that events come once more, or forward, so that some never come. Set
+    /// back, it boots again: what it plans for the outside has been planned before. Refused for anything but a
+    /// projector, because actions would be repeated.
+    pub async fn rewind(&self, id: &str, position: Position, reason: &str) -> Result<Outcome, EngineError> {
+        refuse_inside_unit()?;
+        let head = self.store().head().await?.position;
+        if position < Position::START || position > head {
+            return Ok(refused(format!("the log has positions up to {head}, not {position}")));
+        }
+        let now = self.clock().now().await?;
+        let (mut tx, seen, _) = match self.begin_claimed(id).await? {
+            Ok(claimed) => claimed,
+            Err(outcome) => return Ok(outcome),
+        };
+        let from = seen.read_from();
+        let state = match self.registered(id) {
+            None => Err(no_code(&seen)),
+            Some(registered) if registered.definition.kind != Kind::Projector => Err(refused(format!(
+                "{id} is no projector: only projectors can be put somewhere else, actions would be repeated"
+            ))),
+            Some(_) if position == from => Err(refused(format!("it stands at {position} already"))),
+            Some(_) => next(&seen.state, Transition::Place { back: position < from })
+                .map_err(|impossible| refused(impossible.to_string())),
+        };
+        let state = match state {
+            Ok(state) => state,
+            Err(outcome) => {
+                tx.rollback().await;
+                return Ok(outcome);
+            }
+        };
+        let letters = dead_letters::forget(&mut tx, id, position).await?;
+        let status = seen.state.status();
+        let mut subscription = Subscription { state, ..seen.without_attempts() };
+        subscription.position = Some(position);
+        subscription.letters = match subscription.letters.open.saturating_sub(letters) {
+            0 => Letters::default(),
+            open => Letters { open, ..subscription.letters },
+        };
+        subscription.changed_at = now;
+        let what = if position < from { "set back" } else { "moved forward" };
+        let forgot =
+            if letters > 0 { format!(", which forgot {letters} dead letters") } else { String::new() };
+        let why = format!("{what} from position {from} to {position}{forgot}: {reason}");
+        records::save(&mut tx, &subscription, status, &why, self.who()).await?;
+        tx.commit().await?;
+        self.store().announce();
+        tracing::warn!(subscription = id, position = position.0, "{id} was {why}");
+        Ok(Outcome::Placed { from, to: position, status: subscription.state.status(), letters })
+    }
+
+    /// Brings the group, the run mode and the tables to drop from the code to the rows, and nothing else.
+    pub async fn refresh(&self, criteria: &Criteria, reason: &str) -> Result<Report, EngineError> {
+        let mut report = Report::new();
+        for subscription in self.select(criteria).await? {
+            let outcome = self.refresh_one(&subscription.id, reason).await?;
+            report.push((subscription.id, outcome));
+        }
+        Ok(report)
+    }
+
+    async fn refresh_one(&self, id: &str, reason: &str) -> Result<Outcome, EngineError> {
+        let now = self.clock().now().await?;
+        let (mut tx, seen, _) = match self.begin_claimed(id).await? {
+            Ok(claimed) => claimed,
+            Err(outcome) => return Ok(outcome),
+        };
+        let Some(registered) = self.registered(id) else {
+            tx.rollback().await;
+            return Ok(no_code(&seen));
+        };
+        let definition = &registered.definition;
+        let subscription = Subscription {
+            group: definition.group.clone(),
+            run_mode: definition.run_mode,
+            clean_up: definition.table_names().unwrap_or_default(),
+            ..seen.clone()
+        };
+        let changes = changes(&seen, &subscription);
+        if changes.is_empty() {
+            tx.rollback().await;
+            return Ok(Outcome::Refreshed { changes });
+        }
+        records::save_definition(&mut tx, &subscription).await?;
+        let line = format!("{reason} ({})", changes.join("; "));
+        records::note(&mut tx, &subscription, now, &[line], self.who()).await?;
+        tx.commit().await?;
+        self.store().announce();
+        Ok(Outcome::Refreshed { changes })
+    }
+}
+
+/// What is different, in words.
+fn changes(from: &Subscription, to: &Subscription) -> Vec<String> {
+    let mut changes = Vec::new();
+    if from.group != to.group {
+        changes.push(format!("the group was {}, is {}", from.group, to.group));
+    }
+    if from.run_mode != to.run_mode {
+        changes.push(format!("the run mode was {}, is {}", from.run_mode, to.run_mode));
+    }
+    // A row that is not set up yet has no tables, whatever it says.
+    if from.clean_up != to.clean_up && to.state != State::New {
+        let names = |of: &Subscription| {
+            of.clean_up.iter().map(|table| table.as_str().to_owned()).collect::<Vec<_>>().join(", ")
+        };
+        changes.push(format!("the tables to drop were [{}], are [{}]", names(from), names(to)));
+    }
+    changes
+}

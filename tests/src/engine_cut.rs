@@ -1,0 +1,89 @@
+//! Handlers that end their process: they stop in error like any other, and do not take everybody with them for ever.
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use store::Position;
+use subscription_engine::{Criteria, Definition, Engine, RetryStrategy, State, Worker};
+use testkit::{Collector, Scripted, TestDatabase, both, position, positions};
+use tokio::process::{Child, Command};
+
+use crate::engine::{append, engine, look, until};
+
+/// Names the database to the process that is to die.
+const URL: &str = "HERALD_TEST_CUT_URL";
+/// Where it dies, and how often an event is tried again.
+const POISON: i64 = 300;
+const RETRIES: u32 = 2;
+
+/// A subscriber that collects, and aborts its process at one event; and one beside it that does nothing bad.
+fn engine_with_a_killer(store: &store::Store) -> (Engine, Arc<Collector>) {
+    let retry = RetryStrategy::ClockBased {
+        base_delay: Duration::from_millis(10),
+        delay_factor: 1.0,
+        max_attempts: RETRIES,
+        max_delay: None,
+    };
+    let killer = Scripted::new(Definition::projector("killer").with_retry(retry), |events, _| {
+        if events.iter().any(|event| event.position == Position(POISON)) {
+            std::process::abort();
+        }
+        Box::pin(async { Ok(()) })
+    });
+    let bystander = Collector::new(Definition::projector("bystander"));
+    (engine(store, vec![Arc::new(killer), bystander.clone()]), bystander)
+}
+
+fn start(database: &TestDatabase) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "engine_cut::a_process_that_may_die", "--nocapture"])
+        .env(URL, database.url())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+/// Not a test: the worker that is started by the one below, as a process of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_may_die() {
+    let Ok(url) = std::env::var(URL) else { return };
+    let store = TestDatabase::at(&url).open().await;
+    let (engine, _) = engine_with_a_killer(&store);
+    Worker::new(engine, Criteria::all(), "test").run(std::future::pending(), || ()).await.unwrap();
+}
+
+both! {
+    /// E-34: the process is started again each time, as a supervisor would, and the very event is found.
+    async fn e34_a_handler_that_kills_its_process_ends_in_error(database: TestDatabase) {
+        let store = database.store().await;
+        let (engine, bystander) = engine_with_a_killer(&store);
+        append(&store, 400).await;
+        let mut starts = 0;
+        loop {
+            starts += 1;
+            // The first page is halved about a dozen times, and each attempt costs a process.
+            assert!(starts <= 20, "it dies again and again: {:?}", look(&engine, "killer").await);
+            let mut worker = start(&database);
+            tokio::select! {
+                _ = worker.wait() => {}
+                () = until(&engine, "killer", |now| matches!(now.state, State::Error { next_retry: None, .. })) => {
+                    break;
+                }
+            }
+        }
+        let now = look(&engine, "killer").await;
+        assert_eq!((position(&now), now.attempt), (POISON - 1, RETRIES));
+        let State::Error { failure, .. } = now.state else { panic!("{now:?}") };
+        assert_eq!(failure.event.unwrap().position, Position(POISON));
+        assert_eq!(failure.chain, ["the process ended while this event was handled"]);
+        assert!(starts >= 3, "an attempt is an attempt: {starts}");
+
+        let worker = start(&database);
+        until(&engine, "bystander", |now| position(now) == 400).await;
+        assert_eq!(bystander.positions(&store).await, positions(400));
+        drop(worker);
+    }
+}
