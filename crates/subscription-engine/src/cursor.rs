@@ -25,11 +25,14 @@ pub(crate) struct Cursor {
     since: Option<Instant>,
     /// Where it stands was compared with the log.
     pub(crate) is_checked: bool,
+    /// The last unit was one of timers: now it is the events' turn.
+    pub(crate) timers_went: bool,
 }
 
 impl Cursor {
     pub(crate) fn new() -> Self {
-        Self { from: Position::START, to: Position::START, since: None, is_checked: false }
+        let start = Position::START;
+        Self { from: start, to: start, since: None, is_checked: false, timers_went: false }
     }
 
     /// Where to read on.
@@ -55,6 +58,6 @@ impl Cursor {
 
     /// Everything up to here is stored.
     pub(crate) fn stored(&mut self, to: Position) {
-        *self = Self { from: to, to, since: None, is_checked: self.is_checked };
+        (self.from, self.to, self.since) = (to, to, None);
     }
 }

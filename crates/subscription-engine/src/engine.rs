@@ -15,6 +15,7 @@ use crate::poison::{Letters, Parked};
 use crate::records::{self, HistoryLine, RecordError};
 use crate::subscriber::{Definition, RegisterError, Registered, Registry, RunMode};
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
+use crate::timers::{self, TimerCounts};
 use crate::unit::IN_UNIT;
 use crate::worker_row::{self, WorkerRow};
 
@@ -228,6 +229,8 @@ pub struct Overview {
     pub has_worker: bool,
     /// What it has planned and is not done yet.
     pub effects: EffectCounts,
+    /// What it wants to be called for.
+    pub timers: TimerCounts,
 }
 
 impl Engine {
@@ -380,6 +383,7 @@ impl Engine {
             clean_up: definition.table_names().unwrap_or_default(),
             created_at: now,
             changed_at: now,
+            next_timer: None,
         }
     }
 
@@ -397,6 +401,7 @@ impl Engine {
         let head = self.store().head().await?.position;
         let workers = self.live_workers().await?;
         let mut effects = effects::counts(database).await?;
+        let mut timers = timers::counts(database, now).await?;
         let mut overviews = Vec::with_capacity(subscriptions.len());
         for subscription in subscriptions {
             let lag = Self::lag(&subscription, head);
@@ -405,7 +410,16 @@ impl Engine {
             let max_attempts = registered.map(|registered| registered.definition.retry.max_attempts());
             let has_worker = workers.iter().any(|worker| worker.moves(&subscription));
             let effects = effects.remove(&subscription.id).unwrap_or_default();
-            overviews.push(Overview { lag, waiting_since, max_attempts, has_worker, effects, subscription });
+            let timers = timers.remove(&subscription.id).unwrap_or_default();
+            overviews.push(Overview {
+                lag,
+                waiting_since,
+                max_attempts,
+                has_worker,
+                effects,
+                timers,
+                subscription,
+            });
         }
         Ok(overviews)
     }

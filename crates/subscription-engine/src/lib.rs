@@ -24,6 +24,7 @@ mod retry;
 mod skip;
 mod subscriber;
 mod subscription;
+mod timers;
 mod unit;
 mod worker;
 mod worker_row;
@@ -49,6 +50,7 @@ pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMod
 pub use subscription::{
     FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,
 };
+pub use timers::{FiredTimers, InvalidTimer, Timer, TimerCounts, TimerOutcome, TimerRecord};
 pub use worker::Worker;
 pub use worker_row::WorkerRow;
 

@@ -2,6 +2,7 @@
 //!
 //! Never part of a release: crates name it under `[dev-dependencies]` only.
 
+mod alarms;
 mod cluster;
 mod database;
 mod deliveries;
@@ -14,6 +15,7 @@ mod server;
 mod shared;
 mod subscribers;
 
+pub use alarms::{Alarm, Alarms};
 pub use cluster::{Cluster, ClusterError};
 pub use database::{T0, TestDatabase};
 pub use deliveries::{Planner, Receiver};
