@@ -189,6 +189,6 @@ both! {
 
 /// Where the last event that asks stands.
 async fn position_of_last(store: &store::Store) -> i64 {
-    let events = crate::given::all_events(store).await.into_iter();
-    events.filter(|event| event.event_type == Alarm::ASKED).next_back().unwrap().position.0
+    let events = crate::given::all_events(store).await;
+    events.iter().rfind(|event| event.event_type == Alarm::ASKED).unwrap().position.0
 }
