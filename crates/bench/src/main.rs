@@ -12,6 +12,7 @@
 //! cargo run --release -p bench -- disturb --seconds 4
 //! cargo run --release -p bench -- effects --rounds 3
 //! cargo run --release -p bench -- fire --runs 5000
+//! cargo run --release -p bench -- timers --rounds 3
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
@@ -32,6 +33,7 @@ mod growth;
 mod memory;
 mod read;
 mod rounds;
+mod timers;
 mod wake;
 
 use std::process::ExitCode;
@@ -63,6 +65,8 @@ enum Measurement {
     Catchup(rounds::Plan),
     /// Planning 100,000 effects, sending some of them, and one that does not wait behind all others.
     Effects(rounds::Plan),
+    /// Firing 100,000 timers that are due together, and how long an event waits meanwhile.
+    Timers(rounds::Plan),
     /// Appenders and readers while somebody gets in their way: nothing lost, nothing doubled, nobody held up. Fails otherwise.
     Disturb(disturb::Arguments),
     /// Workers, backends and the server die, operators interfere, events are poison: each event is handled once all
@@ -94,6 +98,7 @@ async fn main() -> Result<ExitCode, BoxError> {
         Measurement::MemoryChild(arguments) => memory::be_child(&arguments).await?,
         Measurement::Catchup(plan) => catchup::measure(&plan).await?,
         Measurement::Effects(plan) => effects::measure(&plan).await?,
+        Measurement::Timers(plan) => timers::measure(&plan).await?,
         Measurement::Disturb(arguments) => {
             if !disturb::measure(&arguments).await? {
                 return Ok(ExitCode::FAILURE);

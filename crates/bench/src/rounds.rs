@@ -44,6 +44,10 @@ impl Done {
         Self { events, took: None }
     }
 
+    pub(crate) fn events_after(events: usize, took: Duration) -> Self {
+        Self { events, took: Some(took) }
+    }
+
     pub(crate) fn count(self) -> usize {
         self.events
     }
@@ -168,25 +172,30 @@ impl Pace {
         let mut working = JoinSet::new();
         for mut caller in callers.drain(..) {
             working.spawn(async move {
-                let (mut events, mut took) = (0, Vec::new());
+                let (mut events, mut took, mut uncounted) = (0, Vec::new(), Duration::ZERO);
                 loop {
                     let before = Instant::now();
                     let done = caller.call().await?;
                     events += done.events;
-                    took.push(done.took.unwrap_or_else(|| before.elapsed()));
+                    let elapsed = before.elapsed();
+                    took.push(done.took.unwrap_or(elapsed));
+                    uncounted += elapsed.saturating_sub(done.took.unwrap_or(elapsed));
                     if start.elapsed() >= turn {
-                        return Ok::<_, BoxError>((caller, events, took));
+                        return Ok::<_, BoxError>((caller, events, took, uncounted));
                     }
                 }
             });
         }
+        // What all of them did beside the thing itself.
+        let mut beside = Duration::MAX;
         for done in working.join_all().await {
-            let (caller, events, took) = done?;
+            let (caller, events, took, uncounted) = done?;
+            beside = beside.min(uncounted);
             callers.push(caller);
             self.events += events;
             self.took.extend(took);
         }
-        self.lasted += start.elapsed();
+        self.lasted += start.elapsed().saturating_sub(beside);
         Ok(())
     }
 

@@ -52,11 +52,13 @@ impl Engine {
         self.settle(start, patience).await
     }
 
-    /// The first instant after now at which something is to be tried again or an effect is due.
+    /// The first instant after now at which something is to be tried again, or a timer or an effect is due.
     async fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>, EngineError> {
         let subscriptions = self.select(&Criteria::all()).await?;
         let due = subscriptions.iter().filter_map(|subscription| match subscription.state {
-            State::Error { next_retry, .. } if self.registered(&subscription.id).is_some() => next_retry,
+            _ if self.registered(&subscription.id).is_none() => None,
+            State::Error { next_retry, .. } => next_retry,
+            State::Active => subscription.next_timer,
             _ => None,
         });
         let due = due.filter(|due| *due > now).min();
@@ -104,7 +106,9 @@ impl Engine {
             self.registered(&subscription.id).is_some()
                 && match &subscription.state {
                     State::New | State::Booting => true,
-                    State::Active => subscription.read_from() < head,
+                    State::Active => {
+                        subscription.read_from() < head || subscription.next_timer.is_some_and(|at| at <= now)
+                    }
                     State::Error { next_retry, .. } => next_retry.is_some_and(|at| at <= now),
                     _ => false,
                 }

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use store::{
     Append, DomainEvent, Event, ExpectedVersion, InvalidJson, InvalidStreamName, Json, NewEvent, Position,
-    ReadError, Sql, Store, StreamName, TableName, Tx, Values, Version,
+    ReadError, Sql, Store, StreamName, TableName, Timestamp, Tx, Values, Version,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -20,6 +20,7 @@ use crate::gate::Passage;
 use crate::records::{self, Claim, RecordError, Session};
 use crate::subscriber::{BoxError, Definition};
 use crate::subscription::Subscription;
+use crate::timers::{InvalidTimer, PlannedTimers, Timer};
 
 /// The namespace of ids that are derived from a cause.
 pub(crate) const DERIVED_IDS: Uuid = Uuid::from_u128(0x6f2c_1d0e_8a54_5b7f_9c33_4e1a_77d2_90b6);
@@ -43,6 +44,8 @@ pub struct Context<'a> {
     appends: Vec<Append>,
     /// What is to be done outside once this has committed.
     pub(crate) effects: PlannedEffects,
+    /// What is to be called for later, and what is not any more.
+    pub(crate) timers: PlannedTimers,
     ordinals: HashMap<(Uuid, StreamName, String), u32>,
 }
 
@@ -51,11 +54,12 @@ pub struct Context<'a> {
 pub(crate) struct Planned {
     pub(crate) appends: Vec<Append>,
     pub(crate) effects: PlannedEffects,
+    pub(crate) timers: PlannedTimers,
 }
 
 impl Planned {
     pub(crate) fn is_empty(&self) -> bool {
-        self.appends.is_empty() && self.effects.is_empty()
+        self.appends.is_empty() && self.effects.is_empty() && self.timers.is_empty()
     }
 }
 
@@ -123,6 +127,9 @@ pub enum ContextError {
     /// The subscription's own stream cannot have its name.
     #[error("the subscription's id makes no stream name")]
     InvalidStream(#[from] InvalidStreamName),
+    /// A timer breaks a limit.
+    #[error(transparent)]
+    InvalidTimer(#[from] InvalidTimer),
     /// The row of the subscription could not be claimed.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -147,6 +154,7 @@ impl<'a> Context<'a> {
             writing: watch::Sender::new(Writing::NotYet),
             appends: Vec::new(),
             effects: PlannedEffects::default(),
+            timers: PlannedTimers::default(),
             ordinals: HashMap::new(),
         }
     }
@@ -228,7 +236,30 @@ impl<'a> Context<'a> {
 
     /// The door to everything that this event brings about.
     pub fn because_of<'c>(&'c mut self, event: &'c Event) -> Cause<'c, 'a> {
-        Cause { context: self, event }
+        let origin = Origin {
+            event: Some(event),
+            seed: event.id,
+            event_id: event.id,
+            stored_id: event.stored_id(),
+            position: event.position,
+            correlation_id: event.correlation_id.as_ref(),
+            recorded_at: event.recorded_at,
+        };
+        Cause { context: self, origin }
+    }
+
+    /// The door to everything that this timer brings about: its cause is the event because of which it was set.
+    pub fn because_of_timer<'c>(&'c mut self, timer: &'c Timer) -> Cause<'c, 'a> {
+        let origin = Origin {
+            event: None,
+            seed: timer.id,
+            event_id: timer.cause_id,
+            stored_id: timer.cause_id,
+            position: timer.cause_position,
+            correlation_id: timer.correlation_id.as_ref(),
+            recorded_at: timer.caused_at,
+        };
+        Cause { context: self, origin }
     }
 
     pub(crate) fn store(&self) -> &'a Store {
@@ -244,6 +275,7 @@ impl<'a> Context<'a> {
         let planned = Planned {
             appends: std::mem::take(&mut self.appends),
             effects: std::mem::take(&mut self.effects),
+            timers: std::mem::take(&mut self.timers),
         };
         (self.tx.take(), planned)
     }
@@ -271,11 +303,28 @@ pub(crate) fn unchanged(seen: &Subscription, now: &Subscription) -> bool {
     seen.state == now.state && seen.position == now.position && tries(seen) == tries(now)
 }
 
-/// What a handler does because of one event.
+/// What a handler does because of one event, at once or when a timer fires that was set because of it.
 #[derive(Debug)]
 pub struct Cause<'c, 'a> {
     pub(crate) context: &'c mut Context<'a>,
-    pub(crate) event: &'c Event,
+    pub(crate) origin: Origin<'c>,
+}
+
+/// What is known of a cause.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Origin<'c> {
+    /// The event itself; none where a timer is the cause.
+    pub(crate) event: Option<&'c Event>,
+    /// Of what ids are derived: the event, or the timer, so that what a timer brings about is never taken for what
+    /// its event has brought about already.
+    pub(crate) seed: Uuid,
+    /// The event as a handler sees it, which may be a part of one.
+    pub(crate) event_id: Uuid,
+    /// The event that the log has.
+    pub(crate) stored_id: Uuid,
+    pub(crate) position: Position,
+    pub(crate) correlation_id: Option<&'c String>,
+    pub(crate) recorded_at: Timestamp,
 }
 
 /// An event of a stream as a handler sees it: stored, or appended by this very unit.
@@ -331,18 +380,18 @@ impl Cause<'_, '_> {
         event: NewEvent,
     ) -> Result<Uuid, ContextError> {
         let event_type = &event.event_type;
-        let key = (self.event.id, stream.clone(), event_type.clone());
+        let seed = self.origin.seed;
+        let key = (seed, stream.clone(), event_type.clone());
         let ordinal = self.context.ordinals.entry(key).or_insert(0);
-        let name =
-            format!("{}\n{}\n{stream}\n{event_type}\n{ordinal}", self.event.id, self.context.definition.id);
+        let name = format!("{seed}\n{}\n{stream}\n{event_type}\n{ordinal}", self.context.definition.id);
         *ordinal += 1;
         let id = Uuid::new_v5(&DERIVED_IDS, name.as_bytes());
         let event = NewEvent {
             id,
             id_is_derived: true,
-            correlation_id: self.event.correlation_id.clone(),
+            correlation_id: self.origin.correlation_id.cloned(),
             // Of a part, the event that the log has.
-            causation_id: Some(self.event.stored_id()),
+            causation_id: Some(self.origin.stored_id),
             ..event
         };
         match self.context.appends.iter_mut().find(|append| append.stream == *stream) {

@@ -27,11 +27,14 @@ pub(crate) struct Cursor {
     pub(crate) is_checked: bool,
     /// The units are marked, and the next one has at most so many events: one before it may have ended its process.
     pub(crate) care: Option<usize>,
+    /// The last unit was one of timers: now it is the events' turn.
+    pub(crate) timers_went: bool,
 }
 
 impl Cursor {
     pub(crate) fn new() -> Self {
-        Self { from: Position::START, to: Position::START, since: None, is_checked: false, care: None }
+        let start = Position::START;
+        Self { from: start, to: start, since: None, is_checked: false, care: None, timers_went: false }
     }
 
     /// A cursor that begins with one event and goes on with twice as many each time, all of it marked.
@@ -67,6 +70,6 @@ impl Cursor {
 
     /// Everything up to here is stored.
     pub(crate) fn stored(&mut self, to: Position) {
-        *self = Self { from: to, to, since: None, ..*self };
+        (self.from, self.to, self.since) = (to, to, None);
     }
 }

@@ -65,17 +65,17 @@ impl Cause<'_, '_> {
 
     fn emit_new(&mut self, event: NewEvent) -> Result<Option<Uuid>, ContextError> {
         let stream = emitted_stream(&self.context.definition.id)?;
-        if !self.emits() || self.event.stream == stream {
+        if !self.emits() || self.origin.event.is_some_and(|event| event.stream == stream) {
             return Ok(None);
         }
         self.plan(&stream, ExpectedVersion::Any, event).map(Some)
     }
 
     /// Appends a link of this event to another stream when this unit commits: an event with an id of its own, the same
-    /// type, payload and metadata, and [`Linked`] in its metadata. None: it does not link now (see [`Emission`]), or
-    /// this event is a link already.
+    /// type, payload and metadata, and [`Linked`] in its metadata. None: it does not link now (see [`Emission`]),
+    /// this event is a link already, or the cause is a timer, of which there is nothing to link.
     pub fn link_to(&mut self, stream: &StreamName) -> Result<Option<Uuid>, ContextError> {
-        let event = self.event;
+        let Some(event) = self.origin.event else { return Ok(None) };
         if !self.emits() || Linked::of(event).is_some() {
             return Ok(None);
         }

@@ -16,6 +16,7 @@ use crate::records::{self, HistoryLine, RecordError};
 use crate::standing::{Around, Standing};
 use crate::subscriber::{Definition, RegisterError, Registered, Registry, RunMode};
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
+use crate::timers::{self, TimerCounts};
 use crate::unit::IN_UNIT;
 use crate::worker_row::{self, WorkerRow};
 
@@ -250,6 +251,8 @@ pub struct Overview {
     pub effects: EffectCounts,
     /// How it gets on, whatever its status is called.
     pub standing: Standing,
+    /// What it wants to be called for.
+    pub timers: TimerCounts,
 }
 
 impl Engine {
@@ -402,6 +405,7 @@ impl Engine {
             clean_up: definition.table_names().unwrap_or_default(),
             created_at: now,
             changed_at: now,
+            next_timer: None,
         }
     }
 
@@ -419,6 +423,7 @@ impl Engine {
         let around = Around::look(self, &subscriptions).await?;
         let (head, workers) = (around.head.position, &around.workers);
         let mut effects = effects::counts(database).await?;
+        let mut timers = timers::counts(database, now).await?;
         let mut overviews = Vec::with_capacity(subscriptions.len());
         for subscription in subscriptions {
             let lag = Self::lag(&subscription, head);
@@ -428,6 +433,7 @@ impl Engine {
             let has_worker = workers.iter().any(|worker| worker.moves(&subscription));
             let effects = effects.remove(&subscription.id).unwrap_or_default();
             let standing = around.standing(&subscription, lag, waiting_since, now);
+            let timers = timers.remove(&subscription.id).unwrap_or_default();
             overviews.push(Overview {
                 lag,
                 waiting_since,
@@ -435,6 +441,7 @@ impl Engine {
                 has_worker,
                 effects,
                 standing,
+                timers,
                 subscription,
             });
         }

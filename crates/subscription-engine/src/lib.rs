@@ -33,6 +33,7 @@ mod state_projection;
 mod steer;
 mod subscriber;
 mod subscription;
+mod timers;
 mod unit;
 mod wait;
 mod worker;
@@ -65,6 +66,7 @@ pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMod
 pub use subscription::{
     FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,
 };
+pub use timers::{FiredTimers, InvalidTimer, Timer, TimerCounts, TimerOutcome, TimerRecord};
 pub use wait::Waited;
 pub use worker::Worker;
 pub use worker_row::WorkerRow;

@@ -11,6 +11,7 @@ use crate::records::{self, Claim, Session};
 use crate::retry::RetryStrategy;
 use crate::subscriber::{BoxError, Registered, RunMode};
 use crate::subscription::{Failure, Resume, State, Subscription, Transition, next};
+use crate::timers;
 use crate::unit::{self, FailsAt, Unit, bounded};
 use crate::worker_row::WorkerRow;
 
@@ -187,6 +188,7 @@ impl Engine {
         }
         if transition == Transition::Reactivate {
             effects::forget_blocked_times(&mut tx, id).await?;
+            timers::forget_attempts(&mut tx, id).await?;
             subscription = subscription.without_attempts();
         }
         subscription.changed_at = now;
@@ -318,6 +320,7 @@ impl Engine {
 
     async fn delete(&self, mut tx: Tx, subscription: &Subscription, why: &str) -> Result<(), EngineError> {
         let why = self.forget_letters(&mut tx, subscription, why).await?;
+        let why = self.forget_timers(&mut tx, &subscription.id, why).await?;
         records::delete(&mut tx, subscription, &why, self.who()).await?;
         tx.commit().await?;
         self.store().announce();
@@ -367,7 +370,7 @@ impl Engine {
         let error: BoxError = match (tx, result) {
             (Some(tx), Ok(())) if planned.is_empty() => return Ok(tx),
             (Some(tx), Ok(())) => {
-                let why = "a subscriber appends and plans effects while it handles events, not while it is set up or torn down";
+                let why = "a subscriber appends, plans effects and sets timers while it handles events, not while it is set up or torn down";
                 return Err(Broken { tx: Some(tx), error: why.into() });
             }
             (tx, Err(error)) => return Err(Broken { tx, error }),

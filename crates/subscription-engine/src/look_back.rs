@@ -3,7 +3,7 @@
 //! It shows the same whenever the event is handled, today or in a replay years later: nothing at or behind the
 //! event's position, and nothing that this unit appends.
 
-use store::{Direction, Event, Filter, Position, Store, Tx};
+use store::{Direction, Event, Filter, Position, Store, StreamName, Tx};
 
 use crate::context::{Cause, ContextError};
 
@@ -16,22 +16,29 @@ pub struct LookBack<'l> {
     store: &'l Store,
     /// Where the transaction is open it is used, so that a unit never waits for a second connection.
     tx: Option<&'l mut Tx>,
-    event: &'l Event,
+    /// Before here …
+    position: Position,
+    /// … and this is the stream of the event; not known of a timer's.
+    stream: Option<&'l StreamName>,
     filter: Filter,
 }
 
 impl Cause<'_, '_> {
     /// Looks at what stands in the log before this event, as far as the filter wants it.
     pub fn look_back(&mut self, filter: Filter) -> LookBack<'_> {
-        LookBack { store: self.context.store(), tx: self.context.tx.as_mut(), event: self.event, filter }
+        let (position, stream) = (self.origin.position, self.origin.event.map(|event| &event.stream));
+        LookBack { store: self.context.store(), tx: self.context.tx.as_mut(), position, stream, filter }
     }
 }
 
 impl LookBack<'_> {
-    /// Only in the stream of the event.
+    /// Only in the stream of the event. Where a timer is the cause nothing is found: name the stream in the filter.
     #[must_use]
     pub fn in_its_stream(self) -> Self {
-        let filter = self.filter.stream(self.event.stream.clone());
+        let filter = match self.stream {
+            Some(stream) => self.filter.stream(stream.clone()),
+            None => self.filter.types(Vec::<String>::new()),
+        };
         Self { filter, ..self }
     }
 
@@ -51,14 +58,14 @@ impl LookBack<'_> {
     pub async fn all(mut self, at_most: usize) -> Result<Vec<Event>, ContextError> {
         let events = self.some(Direction::Forwards, at_most.saturating_add(1)).await?;
         if events.len() > at_most {
-            return Err(ContextError::TooManyBefore { position: self.event.position, at_most });
+            return Err(ContextError::TooManyBefore { position: self.position, at_most });
         }
         Ok(events)
     }
 
     /// So many of them, or all, in this direction.
     async fn some(&mut self, direction: Direction, count: usize) -> Result<Vec<Event>, ContextError> {
-        let (mut after, mut before) = (Position::START, self.event.position);
+        let (mut after, mut before) = (Position::START, self.position);
         let mut events = Vec::new();
         while events.len() < count {
             let limit = (count - events.len()).min(PAGE);

@@ -23,6 +23,12 @@ pub const MIGRATIONS: &[Migration] = &[
         postgres: include_str!("../../../migrations/postgres/0011_dead_letters.sql"),
     },
     Migration {
+        number: 12,
+        name: "timers",
+        sqlite: include_str!("../../../migrations/sqlite/0012_timers.sql"),
+        postgres: include_str!("../../../migrations/postgres/0012_timers.sql"),
+    },
+    Migration {
         number: 13,
         name: "effects",
         sqlite: include_str!("../../../migrations/sqlite/0013_effects.sql"),

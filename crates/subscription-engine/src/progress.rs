@@ -57,8 +57,8 @@ impl Engine {
         Ok(report)
     }
 
-    /// Sets up, boots, runs and sends due effects until nothing moves any more, so that events appended by
-    /// subscribers are handled as well.
+    /// Sets up, boots, runs, fires due timers and sends due effects until nothing moves any more, so that events
+    /// appended by subscribers are handled as well.
     pub async fn catch_up(&self, criteria: &Criteria) -> Result<Report, EngineError> {
         let rounds = self.settings().catch_up_rounds;
         let mut handled = BTreeMap::<String, (u64, Option<Parked>)>::new();
@@ -72,14 +72,17 @@ impl Engine {
             report.retain(|(_, outcome)| !matches!(outcome, Outcome::Became { .. }));
             report.extend(self.boot(criteria, None).await?);
             report.extend(self.run(criteria, None).await?);
+            let fired = self.fire_timers(criteria).await?;
             let delivered = self.deliver(criteria).await?;
             let moved = |outcome: &Outcome| match outcome {
                 Outcome::CaughtUp { events } => *events > 0,
                 Outcome::Parked { .. } => true,
                 _ => false,
             };
-            let idle =
-                set_up == 0 && delivered.attempts == 0 && !report.iter().any(|(_, outcome)| moved(outcome));
+            let idle = set_up == 0
+                && fired.is_nothing()
+                && delivered.attempts == 0
+                && !report.iter().any(|(_, outcome)| moved(outcome));
             for (id, outcome) in &mut report {
                 let (events, parked) = match outcome {
                     Outcome::CaughtUp { events } => (*events, None),
@@ -213,13 +216,14 @@ impl Engine {
                 // Due, but somebody else has it: no reason to ask again at once.
                 Ok(if retried.state == seen.state { Step::Busy } else { Step::Changed })
             }
-            State::Booting | State::Active => self.step_of(&seen, cursor, save_now, usize::MAX).await,
+            State::Booting => self.step_of(&seen, cursor, save_now, usize::MAX).await,
+            State::Active => self.step_in_turns(&seen, cursor, save_now).await,
             _ => Ok(Step::Idle(None)),
         }
     }
 
     /// One unit of a subscription that is Booting or Active, and what follows when it is at the head.
-    async fn step_of(
+    pub(crate) async fn step_of(
         &self,
         seen: &Subscription,
         cursor: &mut Cursor,
@@ -434,6 +438,7 @@ impl Engine {
         subscription.state = next(&State::New, Transition::SetUp { skip_booting: false })?;
         // Their events come again; what is still poison then becomes a letter again.
         let reason = self.forget_letters(&mut tx, &subscription, reason).await?;
+        let reason = self.forget_timers(&mut tx, id, reason).await?;
         subscription = subscription.without_attempts();
         (subscription.position, subscription.letters) = (None, Letters::default());
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();

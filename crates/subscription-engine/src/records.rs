@@ -12,6 +12,7 @@ use crate::effects;
 use crate::poison::Letters;
 use crate::subscriber::RunMode;
 use crate::subscription::{Failure, Resume, State, Status, Subscription};
+use crate::timers::next_timer;
 
 /// A row that no state of this program could have written.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,8 @@ macro_rules! select {
             r#"SELECT id, program, "group", run_mode, status, resume, position, error, attempt,
                       failing_position, failing_since, next_retry_at, dead_letters, recent_events,
                       recent_dead_letters, clean_up, created_at, changed_at, "#,
+            next_timer!(),
+            " AS next_timer, ",
             $session,
             " AS session FROM herald_subscriptions ",
             $rest
@@ -88,6 +91,7 @@ struct Row {
     clean_up: String,
     created_at: Timestamp,
     changed_at: Timestamp,
+    next_timer: Option<Timestamp>,
     session: Option<i32>,
 }
 
@@ -139,6 +143,7 @@ impl TryFrom<Row> for Subscription {
             clean_up: clean_up.map_err(|error| bad(format!("clean-up: {error}")))?,
             created_at: row.created_at,
             changed_at: row.changed_at,
+            next_timer: row.next_timer,
             id: row.id,
         })
     }

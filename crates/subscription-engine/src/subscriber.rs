@@ -11,6 +11,7 @@ use crate::emit::Emission;
 use crate::fold::Fold;
 use crate::poison::Poison;
 use crate::retry::{DEFAULT, RetryStrategies, RetryStrategy};
+use crate::timers::Timer;
 
 /// Whatever went wrong in a subscriber; the engine knows what to do with any of it.
 pub use store::BoxError;
@@ -32,6 +33,14 @@ pub trait Subscriber: Send + Sync {
 
     /// Handles events, oldest first: fold them, then write once. Fails as a whole.
     async fn handle(&self, events: &[Event], context: &mut Context<'_>) -> Result<(), BoxError>;
+
+    /// Is called when timers fire that it has set, in the order in which they were due: at an instant that has come,
+    /// and after all events that could be read by then. As `handle`, exactly once and as a whole; what a timer brings
+    /// about goes through [`Context::because_of_timer`]. A subscriber that sets timers must have this.
+    async fn on_timer(&self, timers: &[Timer], _: &mut Context<'_>) -> Result<(), BoxError> {
+        let keys: Vec<&str> = timers.iter().take(3).map(|timer| timer.key.as_str()).collect();
+        Err(format!("the subscriber sets timers and does not handle them: {}", keys.join(", ")).into())
+    }
 
     /// Clears away what is not a table of its definition; those are dropped by the engine afterwards.
     async fn teardown(&self, _: &mut Context<'_>) -> Result<(), BoxError> {

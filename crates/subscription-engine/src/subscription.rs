@@ -274,6 +274,8 @@ pub struct Subscription {
     pub created_at: Timestamp,
     /// When its state last changed.
     pub changed_at: Timestamp,
+    /// The next instant at which one of its timers may fire.
+    pub next_timer: Option<Timestamp>,
 }
 
 impl Subscription {

@@ -182,7 +182,16 @@ pub(crate) async fn work<'a>(
     }
     let writing = context.writing();
     let work = registered.subscriber.handle(events, &mut context);
-    let Err(error) = bounded(engine, writing, work).await else { return Ok(context) };
+    let worked = bounded(engine, writing, work).await;
+    undone_if_failed(worked, context).await
+}
+
+/// The context of a subscriber that has worked; where it failed, what it wrote is undone.
+pub(crate) async fn undone_if_failed(
+    worked: Result<(), BoxError>,
+    mut context: Context<'_>,
+) -> Result<Context<'_>, Part> {
+    let Err(error) = worked else { return Ok(context) };
     match find::<Cut>(&*error) {
         Some(_) => context.abandon().await,
         None => context.roll_back().await,
@@ -228,6 +237,10 @@ pub(crate) async fn finish(
     mut tx: Tx,
     planned: Planned,
 ) -> Result<Part, EngineError> {
+    if let Err(error) = planned.timers.write(&mut tx, &seen.id).await {
+        tx.rollback().await;
+        return Ok(classify(error.into()));
+    }
     if let Err(error) = planned.effects.write(&mut tx, seen).await {
         tx.rollback().await;
         return Ok(classify(error.into()));

@@ -3,6 +3,7 @@
 //! Never part of a release: crates name it under `[dev-dependencies]` only. Who tests a subscriber begins with a
 //! [`Stage`], [`TestDatabase`] and [`both`]; `docs/write-a-subscriber.md` shows how.
 
+mod alarms;
 mod cluster;
 mod database;
 mod deliveries;
@@ -16,6 +17,7 @@ mod shared;
 mod stage;
 mod subscribers;
 
+pub use alarms::{Alarm, Alarms};
 pub use cluster::{Cluster, ClusterError};
 pub use database::{T0, TestDatabase};
 pub use deliveries::{Planner, Receiver};

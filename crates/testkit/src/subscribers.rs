@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use store::{Event, Position};
-use subscription_engine::{BoxError, Context, Definition, FaultPoint, Faults, Subscriber};
+use subscription_engine::{BoxError, Context, Definition, FaultPoint, Faults, Subscriber, Timer};
 use tokio::sync::{Semaphore, watch};
 
 /// Writes the position of each event that it gets into its own table, once: a second time is an error.
@@ -192,12 +192,14 @@ impl Subscriber for Held {
 pub type Scene<'a> = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send + 'a>>;
 
 type Handle = dyn for<'a> Fn(&'a [Event], &'a mut Context<'_>) -> Scene<'a> + Send + Sync;
+type OnTimer = dyn for<'a> Fn(&'a [Timer], &'a mut Context<'_>) -> Scene<'a> + Send + Sync;
 type Hook = dyn for<'a> Fn(&'a mut Context<'_>) -> Scene<'a> + Send + Sync;
 
 /// A subscriber that does what a test says, in the test's own words.
 pub struct Scripted {
     definition: Definition,
     handle: Box<Handle>,
+    on_timer: Box<OnTimer>,
     setup: Box<Hook>,
     teardown: Box<Hook>,
 }
@@ -208,12 +210,27 @@ impl Scripted {
         definition: Definition,
         handle: impl for<'a> Fn(&'a [Event], &'a mut Context<'_>) -> Scene<'a> + Send + Sync + 'static,
     ) -> Self {
-        Self { definition, handle: Box::new(handle), setup: Box::new(nothing), teardown: Box::new(nothing) }
+        Self {
+            definition,
+            handle: Box::new(handle),
+            on_timer: Box::new(|_, _| Box::pin(ready(Ok(())))),
+            setup: Box::new(nothing),
+            teardown: Box::new(nothing),
+        }
     }
 
     /// Takes events and does nothing with them.
     pub fn idle(definition: Definition) -> Self {
         Self::new(definition, |_, _| Box::pin(ready(Ok(()))))
+    }
+
+    /// Handles timers like this.
+    #[must_use]
+    pub fn with_timers(
+        self,
+        on_timer: impl for<'a> Fn(&'a [Timer], &'a mut Context<'_>) -> Scene<'a> + Send + Sync + 'static,
+    ) -> Self {
+        Self { on_timer: Box::new(on_timer), ..self }
     }
 
     /// Is set up like this.
@@ -257,6 +274,10 @@ impl Subscriber for Scripted {
 
     async fn handle(&self, events: &[Event], context: &mut Context<'_>) -> Result<(), BoxError> {
         (self.handle)(events, context).await
+    }
+
+    async fn on_timer(&self, timers: &[Timer], context: &mut Context<'_>) -> Result<(), BoxError> {
+        (self.on_timer)(timers, context).await
     }
 
     async fn teardown(&self, context: &mut Context<'_>) -> Result<(), BoxError> {

@@ -3,6 +3,7 @@
 mod history;
 mod rewind;
 mod show;
+mod timers;
 mod wait;
 
 use clap::{Args, Subcommand};
@@ -47,6 +48,11 @@ pub(crate) enum Command {
     /// Put a projector somewhere else in the log: back or forward
     #[command(after_help = rewind::HELP)]
     Rewind(rewind::Arguments),
+    /// List the timers of a subscription, the first due first; or decide on one
+    #[command(
+        after_help = "Examples:\n  herald sub timers reminder_schedule\n  herald sub timers reminder_schedule --retry user-7 --reason \"fixed\""
+    )]
+    Timers(timers::Timers),
     /// Set up what is new
     #[command(after_help = "Example:\n  herald sub setup inbox_1")]
     Setup {
@@ -142,6 +148,7 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         Command::List(_) | Command::Show { .. } | Command::History(_) | Command::Wait(_) => {
             App::open_to_look(config).await?
         }
+        Command::Timers(ref timers) if timers.only_looks() => App::open_to_look(config).await?,
         _ => App::open(config).await?,
     };
     let engine = &app.engine;
@@ -158,6 +165,7 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
             told(global, "refresh", &report, "nothing to refresh")
         }
         Command::Rewind(arguments) => rewind::run(&app, global, &arguments, &reason("put elsewhere")).await,
+        Command::Timers(arguments) => timers::run(&app, global, &arguments, &config.who).await,
         Command::Setup { selection, skip_booting } => {
             let criteria = known(&app, selection.criteria()).await?;
             told(global, "setup", &engine.set_up(&criteria, skip_booting).await?, "nothing is new")
@@ -275,6 +283,9 @@ struct Row {
     next_retry: Option<Timestamp>,
     effects_pending: String,
     effects_held: String,
+    timers_pending: String,
+    timers_overdue: String,
+    timers_held: String,
     note: String,
 }
 
@@ -300,6 +311,9 @@ impl Row {
             next_retry,
             effects_pending: overview.effects.pending.to_string(),
             effects_held: overview.effects.held.to_string(),
+            timers_pending: overview.timers.pending.to_string(),
+            timers_overdue: overview.timers.overdue.to_string(),
+            timers_held: overview.timers.held.to_string(),
             note: what_to_know(overview, now),
         }
     }
@@ -314,10 +328,10 @@ impl Row {
 
 /// What an operator must know of it, in a few words.
 fn what_to_know(overview: &Overview, now: Timestamp) -> String {
-    let held = overview.effects.held;
-    let words = [what_its_state_says(overview, now), format!("{held} effect(s) held")];
-    let count = if held > 0 { 2 } else { 1 };
-    words[..count].iter().filter(|word| !word.is_empty()).cloned().collect::<Vec<_>>().join("; ")
+    let held = |count: i64, what: &str| (count > 0).then(|| format!("{count} {what}(s) held"));
+    let state = Some(what_its_state_says(overview, now)).filter(|word| !word.is_empty());
+    let words = [state, held(overview.effects.held, "effect"), held(overview.timers.held, "timer")];
+    words.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn what_its_state_says(overview: &Overview, now: Timestamp) -> String {
@@ -467,6 +481,9 @@ async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Res
         }
         if overview.effects.pending > 0 {
             consequences.push(format!("holds {} planned effect(s)", overview.effects.pending));
+        }
+        if overview.timers.pending > 0 {
+            consequences.push(format!("forgets {} timer(s)", overview.timers.pending));
         }
         if overview.subscription.run_mode == subscription_engine::RunMode::FromNow {
             let id = &overview.subscription.id;

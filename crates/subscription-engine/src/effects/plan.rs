@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use crate::context::{Cause, ContextError, DERIVED_IDS};
 use crate::effects::{Effect, ledger};
-use crate::subscriber::Kind;
 use crate::subscription::{State, Subscription};
 
 /// The longest body, in bytes.
@@ -119,34 +118,35 @@ impl Cause<'_, '_> {
     /// planned once. A projector that is booting plans nothing.
     pub fn plan_effect(&mut self, new: NewEffect) -> Result<Uuid, ContextError> {
         new.check()?;
-        let context = &mut *self.context;
-        let subscription_id = &context.definition.id;
-        let ordinals = &mut context.effects.ordinals;
-        let ordinal = ordinals.entry((self.event.id, new.kind.clone(), new.destination.clone())).or_insert(0);
+        let subscription_id = &self.context.definition.id;
+        let ordinals = &mut self.context.effects.ordinals;
+        let ordinal =
+            ordinals.entry((self.origin.seed, new.kind.clone(), new.destination.clone())).or_insert(0);
         let name = format!(
             "{}\n{subscription_id}\neffect\n{}\n{}\n{ordinal}",
-            self.event.id, new.kind, new.destination
+            self.origin.seed, new.kind, new.destination
         );
         *ordinal += 1;
         let id = Uuid::new_v5(&DERIVED_IDS, name.as_bytes());
-        if context.definition.kind == Kind::Projector && context.seen.state == State::Booting {
+        if self.works_off_history() {
             return Ok(id);
         }
-        let due_at = new.not_before.unwrap_or(self.event.recorded_at).max(self.event.recorded_at);
+        let origin = self.origin;
+        let due_at = new.not_before.unwrap_or(origin.recorded_at).max(origin.recorded_at);
         let effect = Effect {
             id,
-            subscription_id: subscription_id.clone(),
+            subscription_id: self.context.definition.id.clone(),
             kind: new.kind,
             destination: new.destination,
             key: new.key.unwrap_or_else(|| id.to_string()),
             body: new.body,
-            cause_id: self.event.id,
-            cause_position: self.event.position,
-            correlation_id: self.event.correlation_id.clone(),
-            caused_at: self.event.recorded_at,
+            cause_id: origin.event_id,
+            cause_position: origin.position,
+            correlation_id: origin.correlation_id.cloned(),
+            caused_at: origin.recorded_at,
             attempt: 0,
         };
-        context.effects.planned.push((effect, due_at));
+        self.context.effects.planned.push((effect, due_at));
         Ok(id)
     }
 }

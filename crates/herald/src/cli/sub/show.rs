@@ -33,6 +33,10 @@ struct Shown<'a> {
     effects_pending: String,
     effects_held: String,
     oldest_effect: Option<Timestamp>,
+    timers_pending: String,
+    timers_overdue: String,
+    timers_held: String,
+    next_timer: Option<Timestamp>,
     history: Vec<Past<'a>>,
     next: Vec<String>,
 }
@@ -107,6 +111,9 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
         let age = duration(now.since(oldest));
         field("effects", &format!("{pending} pending, {held} held, the oldest for {age}"));
     }
+    if overview.timers.pending > 0 {
+        field("timers", &timers(&overview, now));
+    }
     if let State::Error { failure, .. } = &subscription.state {
         show_failure(failure, now);
     }
@@ -159,9 +166,26 @@ fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -
         effects_pending: overview.effects.pending.to_string(),
         effects_held: overview.effects.held.to_string(),
         oldest_effect: overview.effects.oldest,
+        timers_pending: overview.timers.pending.to_string(),
+        timers_overdue: overview.timers.overdue.to_string(),
+        timers_held: overview.timers.held.to_string(),
+        next_timer: overview.timers.next,
         history: history.iter().map(past).collect(),
         next: next(overview),
     }
+}
+
+/// How many timers there are, and when the next one may fire.
+fn timers(overview: &Overview, now: Timestamp) -> String {
+    let timers = overview.timers;
+    let next = match timers.next {
+        Some(next) if next > now => {
+            format!("the next in {} (at {})", duration(next.since(now)), moment(next))
+        }
+        Some(next) => format!("the first since {} ago (at {})", duration(now.since(next)), moment(next)),
+        None => "none to be tried".to_owned(),
+    };
+    format!("{} pending, {} overdue, {} held, {next}", timers.pending, timers.overdue, timers.held)
 }
 
 fn field(name: &str, text: &str) {
@@ -218,6 +242,9 @@ fn next(overview: &Overview) -> Vec<String> {
     }
     if overview.effects.held > 0 {
         commands.push(format!("herald effects list --state held --subscription {id}"));
+    }
+    if overview.timers.held + overview.timers.overdue > 0 {
+        commands.push(format!("herald sub timers {id}"));
     }
     commands
 }
