@@ -128,6 +128,9 @@ async fn judge_one(
     Ok(violations)
 }
 
+/// What is recorded of an event at which a worker died: it counts as an attempt.
+const CUT: &str = "the process ended while this event was handled";
+
 /// What the history of a subscription says.
 struct History {
     /// Positions that an operator gave up.
@@ -144,7 +147,10 @@ impl History {
                 let digits = rest.split(' ').next().unwrap_or_default();
                 history.given_up.insert(digits.parse()?);
             }
-            if line.to_status == "error" && !line.why.contains(INDIGESTIBLE) {
+            let is_meant = line.why.contains(INDIGESTIBLE) || line.why.contains(CUT);
+            // A note of what an operator did meanwhile is no failure of its own.
+            let fails = line.to_status == "error" && line.from_status.as_deref() != Some("error");
+            if fails && !is_meant {
                 history.unmeant_failures.push(format!("{id} failed: {}", line.why));
             }
         }
