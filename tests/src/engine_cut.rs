@@ -46,6 +46,18 @@ fn start(database: &TestDatabase) -> Child {
         .unwrap()
 }
 
+/// Lets workers die until one has left behind that it died of one event, and nothing else.
+async fn die_of_one_event(database: &TestDatabase, store: &store::Store) {
+    let sql = "SELECT position FROM herald_unit_markers WHERE subscription_id = 'killer' AND events = 1";
+    for _ in 0..20 {
+        start(database).wait().await.unwrap();
+        if store.database().fetch_optional::<(i64,)>(sql, ()).await.unwrap() == Some((POISON,)) {
+            return;
+        }
+    }
+    panic!("no process died of a single event");
+}
+
 /// Not a test: the worker that is started by the one below, as a process of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_may_die() {
@@ -85,5 +97,28 @@ both! {
         until(&engine, "bystander", |now| position(now) == 400).await;
         assert_eq!(bystander.positions(&store).await, positions(400));
         drop(worker);
+    }
+
+    /// E-34, E-11, E-16: that a process died of an event says nothing of those before it once a subscription starts over.
+    async fn e34_what_is_started_over_after_a_cut_handles_everything(database: TestDatabase) {
+        let store = database.store().await;
+        append(&store, 400).await;
+        let again = Collector::new(Definition::projector("killer"));
+        let engine = engine(&store, vec![again.clone()]);
+        let killer = Criteria::id("killer");
+
+        die_of_one_event(&database, &store).await;
+        engine.remove(&killer, "test").await.unwrap();
+        engine.catch_up(&killer).await.unwrap();
+        assert_eq!(again.positions(&store).await, positions(400), "after it was removed");
+
+        // A marker that outlives a rewind, as one of a program of before does.
+        engine.remove(&killer, "test").await.unwrap();
+        engine.set_up(&killer, false).await.unwrap();
+        die_of_one_event(&database, &store).await;
+        let sql = "UPDATE herald_subscriptions SET position = NULL, position_event_id = NULL WHERE id = 'killer'";
+        store.database().execute(sql, ()).await.unwrap();
+        engine.catch_up(&killer).await.unwrap();
+        assert_eq!(again.positions(&store).await, positions(400), "after its position was set back");
     }
 }

@@ -7,6 +7,7 @@ use store::{Sql, Tx};
 use crate::context::Context;
 use crate::effects;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
+use crate::markers;
 use crate::records::{self, Claim, Session};
 use crate::retry::RetryStrategy;
 use crate::subscriber::{BoxError, Registered, RunMode};
@@ -321,6 +322,7 @@ impl Engine {
     async fn delete(&self, mut tx: Tx, subscription: &Subscription, why: &str) -> Result<(), EngineError> {
         let why = self.forget_letters(&mut tx, subscription, why).await?;
         let why = self.forget_timers(&mut tx, &subscription.id, why).await?;
+        markers::unmark_removed(&mut tx, &subscription.id).await?;
         records::delete(&mut tx, subscription, &why, self.who()).await?;
         tx.commit().await?;
         self.store().announce();

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use store::{Database, DatabaseKind, Filter, Position, ReadError, Timestamp};
+use store::{Database, DatabaseKind, Position, ReadError, Timestamp, Tx};
 use uuid::Uuid;
 
 use crate::cursor::Cursor;
@@ -82,6 +82,11 @@ pub(crate) async fn mark(
 /// The unit has come to something, or never began: our marker goes.
 pub(crate) async fn unmark(database: &Database, id: &str) -> sqlx::Result<()> {
     forget(database, id, &this_process().to_string()).await
+}
+
+/// The subscription is gone: so is what was said of its units.
+pub(crate) async fn unmark_removed(tx: &mut Tx, id: &str) -> sqlx::Result<()> {
+    tx.execute("DELETE FROM herald_unit_markers WHERE subscription_id = $1", (id,)).await.map(drop)
 }
 
 /// Takes the marker away, if it is of a runner that begins like this.
@@ -197,18 +202,20 @@ impl Engine {
         seen: &Subscription,
         position: Position,
     ) -> Result<Option<Unit>, EngineError> {
-        let before = Position(position.0 - 1);
-        match self.store().read(&Filter::all(), before, 1).await {
+        // What stands before it may be still to come: the subscription was started over since. Then the marker says
+        // nothing.
+        match self.store().read(&registered.definition.filter, seen.read_from(), 1).await {
             Ok(page) => match page.events.first().filter(|event| event.position == position) {
                 Some(event) => {
                     park::fail_or_park(self, registered, seen, event, ProcessEnded.into()).await.map(Some)
                 }
                 None => Ok(None),
             },
-            Err(ReadError::BadRow { position, .. }) => {
+            Err(ReadError::BadRow { position: bad, .. }) if bad == position => {
                 let retry = &registered.definition.retry;
                 unit::fail(self, retry, seen, FailsAt::Row(position), &ProcessEnded).await.map(Some)
             }
+            Err(ReadError::BadRow { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
