@@ -51,7 +51,7 @@ both! {
         let reader = crate::engine::engine(&database.store().await, vec![collector.clone()]);
         let waiting = tokio::spawn(async move { reader.wait_for("collector", Position(3), LONG).await });
         let worker = Running::start(&engine).await;
-        assert_eq!(waiting.await.unwrap().unwrap(), Waited::Passed { position: Position(3) });
+        assert_eq!(waiting.await.unwrap().unwrap(), Waited::Passed { position: Position(3), set_aside: 0 });
         assert_eq!(collector.positions(&store).await, [1, 2, 3]);
         worker.stop().await;
     }
@@ -77,6 +77,19 @@ both! {
         assert_eq!(failed, stopped("it failed and gave up: cannot digest position 2"));
     }
 
+    /// E-42, E-32: what was set aside is not in the read model, and the answer says so.
+    async fn e42_a_wait_tells_what_was_set_aside(database: TestDatabase) {
+        let store = database.store().await;
+        let definition = Definition::projector("failing").with_retry(RetryStrategy::None).with_poison(Poison::park());
+        let engine = engine(&store, vec![Failing::new(definition, [2])]);
+        append(&store, 3).await;
+        engine.catch_up(&Criteria::all()).await.unwrap();
+        let passed = |set_aside| Waited::Passed { position: Position(3), set_aside };
+        assert_eq!(engine.wait_for("failing", Position(1), LONG).await.unwrap(), passed(0));
+        let all = engine.wait_for("failing", Position(3), LONG).await.unwrap();
+        assert!(matches!(all, Waited::Passed { set_aside: 1.., .. }), "{all:?}");
+    }
+
     /// E-24, E-42: a position is written down only now and then where nothing is wanted; that is nothing to wait for.
     async fn e42_what_it_does_not_want_is_not_waited_for(database: TestDatabase) {
         let store = database.store().await;
@@ -85,7 +98,7 @@ both! {
         append_typed(&store, "thing-1", &["Wanted"]).await;
         engine.catch_up(&Criteria::all()).await.unwrap();
         append_typed(&store, "thing-1", &["Unwanted", "Unwanted", "Wanted"]).await;
-        let passed = Waited::Passed { position: Position(1) };
+        let passed = Waited::Passed { position: Position(1), set_aside: 0 };
         assert_eq!(engine.wait_for("picky", Position(3), Duration::ZERO).await.unwrap(), passed);
         let late = engine.wait_for("picky", Position(4), Duration::ZERO).await.unwrap();
         assert!(matches!(late, Waited::TimedOut { .. }), "{late:?}");

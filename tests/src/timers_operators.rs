@@ -3,12 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use store::{ExpectedVersion, Json};
 use subscription_engine::{
-    Criteria, Definition, Engine, Outcome, Poison, RetryStrategy, State, TimerOutcome,
+    Criteria, Definition, Engine, Outcome, ParkKey, Poison, RetryStrategy, Settings, Stall, Standing, State,
+    TimerOutcome,
 };
 use testkit::{Alarm, Alarms, Scripted, both, position};
 
-use crate::engine::{engine, look, status};
+use crate::engine::{Running, engine, look, status};
+use crate::engine_standing::until_standing;
+use crate::given::stream;
 use crate::timers::{PATIENCE, after, ask, at, keys, pending, processor, rang, ringing};
 
 fn twice() -> RetryStrategy {
@@ -108,6 +112,80 @@ both! {
         engine.catch_up(&Criteria::all()).await.unwrap();
         assert_eq!(keys(&store).await, ["good", "bad"]);
         assert_eq!(pending(&engine).await, [""; 0]);
+    }
+
+    /// E-43, E-32: as many as the cap allows are held, then the subscription stops; nothing of that is half done.
+    async fn e43_e32_a_cap_turns_held_timers_into_a_stop(database: TestDatabase) {
+        let store = database.store_with_manual_clock().await;
+        let park = Poison::Park { key: ParkKey::Stream, cap_count: 2, cap_share: 1.0 };
+        let definition = Definition::processor("alarms").with_retry(RetryStrategy::None).with_poison(park);
+        let alarms = Alarms::new(definition);
+        let engine = ringing(&store, &alarms).await;
+        alarms.fail_at(&["a", "b", "c"]);
+        ask(&store, &[at("a", 10), at("b", 11), at("c", 12), at("d", 13)]).await;
+        engine.set_clock(after(100), PATIENCE).await.unwrap();
+        let counts = engine.status(&Criteria::id("alarms")).await.unwrap()[0].timers;
+        assert_eq!((counts.held, counts.pending), (2, 4));
+        let now = look(&engine, "alarms").await;
+        let State::Error { failure, next_retry: None, .. } = &now.state else { panic!("{now:?}") };
+        let expected = format!("timer \"c\", due {}, failed, and as many are held as may be", after(12));
+        assert_eq!(failure.chain[0], expected);
+        assert_eq!(keys(&store).await, [""; 0], "those behind it wait");
+    }
+
+    /// E-62: at the head, with timers that are due and come to nothing, it is not idle.
+    async fn e62_timers_that_do_not_fire_are_no_idleness(database: TestDatabase) {
+        let store = database.store_with_manual_clock().await;
+        let alarms = Alarms::new(Definition::processor("alarms").with_retry(twice()));
+        let settings = Settings { stalled_after: Duration::ZERO, ..Settings::default() };
+        let engine = ringing(&store, &alarms).await.with_settings(settings);
+        alarms.fail_at(&["bad"]);
+        ask(&store, &[at("bad", 10)]).await;
+        let worker = Running::start(&engine).await;
+        until_standing(&engine, "alarms", |now| *now == Standing::Idle).await;
+        store.clock().set(after(10)).await.unwrap();
+        until_standing(&engine, "alarms", |now| matches!(now, Standing::Stalled(Stall::TimersOverdue { timers: 1, .. }))).await;
+        alarms.fail_at(&[]);
+        store.clock().set(after(15)).await.unwrap();
+        until_standing(&engine, "alarms", |now| *now == Standing::Idle).await;
+        worker.stop().await;
+        assert_eq!(keys(&store).await, ["bad"]);
+    }
+
+    /// E-43: of timers that are due together the first may take the next one back; it is as if each fired alone.
+    async fn e43_a_timer_takes_back_one_that_is_due_with_it(database: TestDatabase) {
+        let store = database.store_with_manual_clock().await;
+        let subscriber = Scripted::new(Definition::processor("chain"), |events, context| {
+            Box::pin(async move {
+                for event in events.iter().filter(|event| event.event_type != Alarm::RANG) {
+                    for key in ["a", "b", "c"] {
+                        context.because_of(event).set_timer(key, after(10), Json::empty_object())?;
+                    }
+                }
+                Ok(())
+            })
+        });
+        let subscriber = subscriber.with_timers(|timers, context| {
+            Box::pin(async move {
+                for timer in timers {
+                    let mut cause = context.because_of_timer(timer);
+                    let said = Json::of(&serde_json::json!({ "key": timer.key, "handled": 0 }))?;
+                    cause.append(&stream("rang-1"), ExpectedVersion::Any, Alarm::RANG, said)?;
+                    if timer.key == "a" {
+                        cause.cancel_timer("b")?;
+                        cause.set_timer("c", after(20), Json::empty_object())?;
+                    }
+                }
+                Ok(())
+            })
+        });
+        let engine = engine(&store, vec![Arc::new(subscriber)]);
+        engine.set_up(&Criteria::all(), false).await.unwrap();
+        crate::engine::append(&store, 1).await;
+        engine.set_clock(after(15), PATIENCE).await.unwrap();
+        assert_eq!(keys(&store).await, ["a"], "b is taken back, and c put off");
+        engine.set_clock(after(30), PATIENCE).await.unwrap();
+        assert_eq!(keys(&store).await, ["a", "c"]);
     }
 
     /// E-43: what is paused or detached keeps its timers, and each fires once when it is active again, behind the

@@ -71,6 +71,15 @@ impl Filter {
         self
     }
 
+    /// Of the types that are wanted already, only these.
+    #[must_use]
+    pub fn only_types(self, types: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        let Some(wanted) = &self.types else { return self.types(types) };
+        let types: Vec<String> =
+            types.into_iter().map(Into::into).filter(|name| wanted.contains(name)).collect();
+        self.types(types)
+    }
+
     /// Only what belongs to this correlation.
     #[must_use]
     pub fn correlation_id(mut self, correlation_id: impl Into<String>) -> Self {
@@ -112,6 +121,13 @@ impl Filter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn types_can_be_narrowed_and_not_widened() {
+        assert_eq!(Filter::all().only_types(["A"]), Filter::all().types(["A"]));
+        assert_eq!(Filter::all().types(["A", "B"]).only_types(["B", "C"]), Filter::all().types(["B"]));
+        assert!(Filter::all().types(["A"]).only_types(["B"]).is_nothing());
+    }
 
     #[test]
     fn s14_special_names_stand_for_filters() {

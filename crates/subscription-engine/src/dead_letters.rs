@@ -231,6 +231,17 @@ pub(crate) async fn next_head(
     Ok(row.map(DeadLetter::try_from).transpose()?)
 }
 
+/// How many letters there are of events up to a position.
+pub(crate) async fn count_up_to(
+    database: &Database,
+    subscription: &str,
+    position: Position,
+) -> sqlx::Result<u64> {
+    let sql = "SELECT COUNT(*) FROM herald_dead_letters WHERE subscription_id = $1 AND position <= $2";
+    let row: Option<(i64,)> = database.fetch_optional(sql, (subscription, position)).await?;
+    Ok(row.map_or(0, |row| row.0.unsigned_abs()))
+}
+
 /// The keys among these that have letters, with the position of the oldest.
 pub(crate) async fn oldest_of(
     database: &Database,

@@ -432,8 +432,8 @@ impl Engine {
             let max_attempts = registered.map(|registered| registered.definition.retry.max_attempts());
             let has_worker = workers.iter().any(|worker| worker.moves(&subscription));
             let effects = effects.remove(&subscription.id).unwrap_or_default();
-            let standing = around.standing(&subscription, lag, waiting_since, now);
             let timers = timers.remove(&subscription.id).unwrap_or_default();
+            let standing = around.standing(&subscription, lag, waiting_since, timers, now);
             overviews.push(Overview {
                 lag,
                 waiting_since,

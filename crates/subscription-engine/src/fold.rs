@@ -102,7 +102,7 @@ impl<S: 'static> Fold<S> {
 
     /// Of what a filter wants, the events that change anything.
     pub(crate) fn wanted(&self, filter: Filter) -> Filter {
-        if self.any.is_empty() { filter.types(self.by_type.keys()) } else { filter }
+        if self.any.is_empty() { filter.only_types(self.by_type.keys()) } else { filter }
     }
 
     /// Folds what a filter wants of the log up to its head, and keeps nothing. Answers with the state and with how far

@@ -123,7 +123,11 @@ impl RetryStrategy {
     pub fn with_jitter(self, share: f64) -> Self {
         let share = share.clamp(0.0, 1.0);
         let max_attempts = self.max_attempts();
-        let delay = move |attempt| self.delay(attempt).map(|delay| jittered(delay, share));
+        let longest = match &self {
+            Self::ClockBased { max_delay: Some(longest), .. } => *longest,
+            _ => LONGEST_DELAY,
+        };
+        let delay = move |attempt| self.delay(attempt).map(|delay| jittered(delay, share).min(longest));
         Self::Own { max_attempts, delay: DelayFunction(Arc::new(delay)) }
     }
 
@@ -229,6 +233,16 @@ mod tests {
             }
         }
         assert!(drawn.iter().any(|delays| delays != &drawn[0]), "no two of 200 differ");
+        let RetryStrategy::ClockBased { base_delay, delay_factor, max_attempts, .. } = steady else {
+            panic!("{steady:?}")
+        };
+        let max_delay = Some(base_delay);
+        let capped = RetryStrategy::ClockBased { base_delay, delay_factor, max_attempts, max_delay };
+        let capped = capped.with_jitter(1.0);
+        assert!(
+            (0..200).all(|_| capped.delay(0).is_some_and(|delay| delay <= base_delay)),
+            "longer than the longest"
+        );
         assert_eq!(RetryStrategy::None.with_jitter(0.2).delay(0), None);
     }
 

@@ -13,6 +13,7 @@ use crate::engine::{Engine, EngineError};
 use crate::records;
 use crate::stalls::{self, Met};
 use crate::subscription::{State, Subscription};
+use crate::timers::TimerCounts;
 use crate::worker_row::WorkerRow;
 
 /// How a subscription gets on.
@@ -61,6 +62,13 @@ pub enum Stall {
         /// Who holds them back.
         by: String,
     },
+    /// No event waits, and timers that are due do not fire: they fail, or nothing comes of them.
+    TimersOverdue {
+        /// How many.
+        timers: i64,
+        /// For how long the first of them.
+        since: Duration,
+    },
     /// A worker is there, and for this long nothing has come of it.
     NoProgress {
         /// For how long.
@@ -103,6 +111,9 @@ impl fmt::Display for Stall {
             Self::Detached => f.write_str("detached, no program knows its subscriber"),
             Self::InTheWay { why, since } => write!(f, "{why} (for {})", seconds(since)),
             Self::HeadHeld { events, by } => write!(f, "{events} event(s) are held back by {by}"),
+            Self::TimersOverdue { timers, since } => {
+                write!(f, "{timers} timer(s) are due and do not fire (for {})", seconds(since))
+            }
             Self::NoProgress { since } => {
                 write!(f, "a worker is there, and nothing has come of it for {}", seconds(since))
             }
@@ -153,6 +164,7 @@ impl Around {
         subscription: &Subscription,
         lag: i64,
         waiting_since: Option<Timestamp>,
+        timers: TimerCounts,
         now: Timestamp,
     ) -> Standing {
         let id = &subscription.id;
@@ -179,6 +191,11 @@ impl Around {
             return Standing::Stalled(Stall::InTheWay { why: met.why.clone(), since: met.since });
         }
         if lag == 0 {
+            // After a downtime they are overdue at once, and nobody is to blame yet.
+            let overdue = timers.overdue_since.map(|since| now.since(since).min(worker_for));
+            if let Some(since) = overdue.filter(|since| *since >= self.stalled_after) {
+                return Standing::Stalled(Stall::TimersOverdue { timers: timers.overdue, since });
+            }
             return self.held.clone().map_or(Standing::Idle, Standing::Stalled);
         }
         let waited = waiting_since.map_or(Duration::MAX, |since| now.since(since));

@@ -25,7 +25,9 @@ const CREATE: &str = "CREATE TABLE {t} (
 const READ: &str = "SELECT state, position FROM {t} WHERE id = 1";
 const WRITE: &str = "INSERT INTO {t} (id, state, position)
     VALUES (1, $1, $2)
-    ON CONFLICT (id) DO UPDATE SET state = excluded.state, position = excluded.position";
+    ON CONFLICT (id) DO UPDATE
+       SET state = excluded.state,
+           position = CASE WHEN excluded.position > {t}.position THEN excluded.position ELSE {t}.position END";
 
 /// A subscriber that folds its events into one state and keeps that as JSON.
 #[derive(Debug)]
@@ -39,7 +41,8 @@ pub struct StateProjection<S> {
 pub struct KeptState<S> {
     /// The state.
     pub state: S,
-    /// The last event that changed it. The subscription may stand further on.
+    /// The last event that it has in it. The subscription may stand further on, and dead letters of before may be
+    /// missing.
     pub position: Position,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A timer fires in a unit of its own, once the clock shows its instant and the subscription has handled all that
 //! could be read when that was first seen; it is deleted in the transaction of what it brings about. So it fires
-//! exactly once, never early, and after whatever event should have cancelled it.
+//! exactly once, never early, and after whatever event should have cancelled it, unless that one is a dead letter.
 
 mod fire;
 mod operate;

@@ -9,7 +9,7 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use store::{Event, Fault, Position, ReadError, Tx, messages, panic_message, refuse_appends};
+use store::{Event, Fault, Position, ReadError, Timestamp, Tx, messages, panic_message, refuse_appends};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -392,16 +392,29 @@ pub(crate) async fn fail(
     error: &(dyn std::error::Error + Send + Sync + 'static),
 ) -> Result<Unit, EngineError> {
     let now = engine.store().clock().now().await?;
-    let failure = Failure::new(error, at.event(), now);
     let mut tx = engine.store().begin().await?;
     // Patiently: the connection of a handler that was cut short may not be closed yet.
-    let mut subscription = match records::claim_patiently(&mut tx, &seen.id).await? {
+    let subscription = match records::claim_patiently(&mut tx, &seen.id).await? {
         Claim::Held(subscription, _) if unchanged(seen, &subscription) => *subscription,
         _ => {
             tx.rollback().await;
             return Ok(Unit::Busy);
         }
     };
+    fail_claimed(engine, retry, tx, subscription, at, error, now).await
+}
+
+/// Records a failure under a claim, and commits.
+pub(crate) async fn fail_claimed(
+    engine: &Engine,
+    retry: &RetryStrategy,
+    mut tx: Tx,
+    mut subscription: Subscription,
+    at: FailsAt<'_>,
+    error: &(dyn std::error::Error + Send + Sync + 'static),
+    now: Timestamp,
+) -> Result<Unit, EngineError> {
+    let failure = Failure::new(error, at.event(), now);
     let position = at.position();
     // Everything before the failing event is handled or not wanted.
     let before = position.map_or(Position::START, |position| Position(position.0 - 1));
@@ -426,19 +439,19 @@ pub(crate) async fn fail(
     let fields = (position.map(|position| position.0), subscription.attempt);
     match next_retry {
         Some(at) => tracing::warn!(
-            subscription = seen.id,
+            subscription = subscription.id,
             position = fields.0,
             attempt = fields.1,
             "{} failed and is tried again at {at}: {}",
-            seen.id,
+            subscription.id,
             failure.chain.join(": ")
         ),
         None => tracing::error!(
-            subscription = seen.id,
+            subscription = subscription.id,
             position = fields.0,
             attempt = fields.1,
             "{} failed and gave up: {}",
-            seen.id,
+            subscription.id,
             failure.chain.join(": ")
         ),
     }

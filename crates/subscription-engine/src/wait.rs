@@ -8,6 +8,7 @@ use std::time::Duration;
 use store::{Position, ReadError};
 use tokio::time::Instant;
 
+use crate::dead_letters;
 use crate::engine::{Criteria, Engine, EngineError, refuse_inside_unit};
 use crate::records;
 use crate::standing::Standing;
@@ -20,10 +21,12 @@ const RARE_LOOK: Duration = Duration::from_millis(100);
 /// What came of waiting for a subscription.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Waited {
-    /// It has handled everything that it wants up to there.
+    /// It has moved past there, and handled everything that it wants but for what it has set aside.
     Passed {
         /// Where it stands.
         position: Position,
+        /// How many dead letters of events up to there are open: what they say is not in the read model.
+        set_aside: u64,
     },
     /// It has not, within the time.
     TimedOut {
@@ -43,9 +46,28 @@ pub enum Waited {
     Unknown,
 }
 
+/// How far a wait has looked beyond where the subscription stands.
+#[derive(Debug, Default)]
+struct Looked {
+    from: Position,
+    to: Position,
+    /// The first event that it wants after that, once it is found.
+    wants: Option<Position>,
+}
+
+impl Looked {
+    /// Where to look on; from where the subscription stands, once it has moved.
+    fn read_from(&mut self, stands: Position) -> Position {
+        if self.from != stands {
+            *self = Self { from: stands, to: stands, wants: None };
+        }
+        self.to.max(stands)
+    }
+}
+
 impl Engine {
-    /// Waits until a subscription has handled everything that it wants up to a position, but not longer than this.
-    /// Answers at once if it is stopped and would have to be set going by a person.
+    /// Waits until a subscription has moved past a position, but not longer than this. What it has handled of that
+    /// is everything that it wants, unless it has dead letters: see [`Waited::Passed`]. Answers at once if it is stopped and would have to be set going by a person.
     pub async fn wait_for(
         &self,
         id: &str,
@@ -56,6 +78,7 @@ impl Engine {
         let start = Instant::now();
         let mut wake = self.store().wake();
         let mut pause = FIRST_LOOK;
+        let mut looked = Looked::default();
         loop {
             wake.arm();
             let seen = records::load(self.store().database(), id).await?;
@@ -65,7 +88,7 @@ impl Engine {
                 // A worker discovers it.
                 None => {}
                 Some(seen) => {
-                    if let Some(waited) = self.waited(seen, position).await? {
+                    if let Some(waited) = self.waited(seen, position, &mut looked).await? {
                         return Ok(waited);
                     }
                 }
@@ -82,12 +105,21 @@ impl Engine {
     }
 
     /// What is to be said already, if anything is.
-    async fn waited(&self, seen: &Subscription, position: Position) -> Result<Option<Waited>, EngineError> {
+    async fn waited(
+        &self,
+        seen: &Subscription,
+        position: Position,
+        looked: &mut Looked,
+    ) -> Result<Option<Waited>, EngineError> {
         let stands = seen.read_from();
         if seen.state.resume() != Resume::New
-            && (stands >= position || self.wants_nothing_up_to(seen, position).await?)
+            && (stands >= position || self.wants_nothing_up_to(seen, position, looked).await?)
         {
-            return Ok(Some(Waited::Passed { position: stands }));
+            let set_aside = match seen.letters.open {
+                0 => 0,
+                _ => dead_letters::count_up_to(self.store().database(), &seen.id, position).await?,
+            };
+            return Ok(Some(Waited::Passed { position: stands, set_aside }));
         }
         let why = match &seen.state {
             State::Paused { .. } | State::Detached { .. } | State::Finished => {
@@ -101,18 +133,26 @@ impl Engine {
         Ok(Some(Waited::Stopped { position: stands, why }))
     }
 
-    /// Whether everything up to there is nothing to it: its position is written down only now and then.
+    /// Whether everything up to there is nothing to it: its position is written down only now and then. One page is
+    /// looked at each time, from where the last one ended.
     async fn wants_nothing_up_to(
         &self,
         seen: &Subscription,
         position: Position,
+        looked: &mut Looked,
     ) -> Result<bool, EngineError> {
         let Some(registered) = self.registered(&seen.id) else { return Ok(false) };
-        match self.store().read(&registered.definition.filter, seen.read_from(), 1).await {
-            Ok(page) => Ok(match page.events.first() {
-                Some(next) => next.position > position,
-                None => page.scanned_to >= position,
-            }),
+        let after = looked.read_from(seen.read_from());
+        // What it wants next is known, and it has not moved.
+        if let Some(next) = looked.wants {
+            return Ok(next > position);
+        }
+        match self.store().read(&registered.definition.filter, after, 1).await {
+            Ok(page) => {
+                looked.to = page.scanned_to;
+                looked.wants = page.events.first().map(|next| next.position);
+                Ok(looked.wants.map_or(page.scanned_to >= position, |next| next > position))
+            }
             // It will fail there.
             Err(ReadError::BadRow { position: at, .. }) => Ok(at > position),
             Err(error) => Err(error.into()),

@@ -158,6 +158,16 @@ fn findings(overview: &Overview, now: Timestamp, arguments: &Arguments) -> Vec<F
     {
         add(Severity::Warning, format!("is {}", subscription.state.status()));
     }
+    let held =
+        [(overview.timers.held, "timer", "sub timers"), (overview.effects.held, "effect", "effects list")];
+    for (count, what, command) in held {
+        if count > 0 {
+            let id = &subscription.id;
+            let of_it =
+                if what == "timer" { format!(" {id}") } else { format!(" --state held --subscription {id}") };
+            add(Severity::Warning, format!("{count} {what}(s) are held: see `herald {command}{of_it}`"));
+        }
+    }
     if let (Some(max), Some(waits)) = (arguments.max_lag, waits(overview, now))
         && waits > max
     {

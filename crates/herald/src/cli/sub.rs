@@ -9,7 +9,7 @@ mod wait;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use store::{Position, Timestamp};
-use subscription_engine::{Criteria, Outcome, Overview, Report, Standing, State, Status};
+use subscription_engine::{Criteria, Outcome, Overview, Report, Standing, State, Status, TimerCounts};
 
 use crate::app::App;
 use crate::cli::confirm::confirm;
@@ -483,7 +483,8 @@ async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Res
             consequences.push(format!("holds {} planned effect(s)", overview.effects.pending));
         }
         if overview.timers.pending > 0 {
-            consequences.push(format!("forgets {} timer(s)", overview.timers.pending));
+            let or_more = if overview.timers.pending == TimerCounts::MOST { " or more" } else { "" };
+            consequences.push(format!("forgets {}{or_more} timer(s)", overview.timers.pending));
         }
         if overview.subscription.run_mode == subscription_engine::RunMode::FromNow {
             let id = &overview.subscription.id;

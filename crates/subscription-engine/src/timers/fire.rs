@@ -6,7 +6,7 @@
 
 use store::{Position, Timestamp, Tx, messages};
 
-use crate::context::Context;
+use crate::context::{Context, unchanged};
 use crate::cursor::Cursor;
 use crate::engine::{Criteria, Engine, EngineError};
 use crate::poison::Poison;
@@ -16,7 +16,7 @@ use crate::retry::RetryStrategy;
 use crate::subscriber::{BoxError, Registered};
 use crate::subscription::{State, Subscription};
 use crate::timers::{Timer, TimerRecord, table};
-use crate::unit::{self, FailsAt, Part, Unit, bounded, classify, not_begun};
+use crate::unit::{self, FailsAt, Part, bounded, classify, not_begun};
 
 /// So many timers are given their turn at once; the others when none of these is left. It bounds the one statement.
 const SEEN_AT_ONCE: i64 = 10_000;
@@ -55,10 +55,11 @@ impl FiredTimers {
 
 /// Why a subscription stopped at a timer.
 #[derive(Debug, thiserror::Error)]
-#[error("timer {key:?}, due {due}, failed")]
+#[error("timer {key:?}, due {due}, failed{}", if *cap_is_reached { ", and as many are held as may be" } else { "" })]
 struct TimerFailed {
     key: String,
     due: Timestamp,
+    cap_is_reached: bool,
     #[source]
     source: BoxError,
 }
@@ -233,6 +234,11 @@ async fn fire_part(
         return not_begun(error);
     }
     let (Some(mut tx), planned) = context.take() else { return Ok(Part::Busy) };
+    // What one takes back must not fire beside it: they are done again in smaller parts.
+    if part.len() > 1 && planned.timers.changes_a_later_one_of(&timers) {
+        tx.rollback().await;
+        return Ok(Part::Failed("a timer changes one that is due with it".into()));
+    }
     // Before those that the handler sets, which may have the same keys.
     match table::take(&mut tx, part).await {
         Ok(true) => unit::finish(engine, seen, tx, planned).await,
@@ -260,7 +266,6 @@ async fn note_failure(
     let Timer { key, due, attempt, .. } = &failed.timer;
     let now = engine.clock().now().await?;
     let next_retry = registered.definition.retry.next_retry(*attempt, now);
-    let stops = next_retry.is_none() && registered.definition.poison == Poison::Stop;
     let chain = messages(&*error);
     let why = chain.join(": ");
     let mut tx = engine.store().begin().await?;
@@ -269,25 +274,39 @@ async fn note_failure(
         Claim::Held(subscription, _) => Some(*subscription),
         Claim::Busy | Claim::Gone => None,
     };
+    let (stops, cap_is_reached) = match registered.definition.poison {
+        _ if next_retry.is_some() => (false, false),
+        Poison::Stop => (true, false),
+        Poison::Park { cap_count, .. } => {
+            let is_reached = table::holds(&mut tx, &seen.id, cap_count).await?;
+            (is_reached, is_reached)
+        }
+    };
     // Where the subscription stops, its timer is as due as it was.
     let try_at = if stops { Some(now) } else { next_retry };
     let subscription = match claimed {
-        Some(subscription) if table::note_failure(&mut tx, failed, &chain, try_at).await? => subscription,
+        Some(subscription)
+            if (!stops || unchanged(seen, &subscription))
+                && table::note_failure(&mut tx, failed, &chain, try_at).await? =>
+        {
+            subscription
+        }
         _ => {
             tx.rollback().await;
             return Ok(false);
         }
     };
+    if stops {
+        let error = TimerFailed { key: key.clone(), due: *due, cap_is_reached, source: error };
+        let none = &RetryStrategy::None;
+        unit::fail_claimed(engine, none, tx, subscription, FailsAt::Nowhere, &error, now).await?;
+        return Ok(true);
+    }
     if try_at.is_none() {
         let line = format!("timer {key:?}, due {due}, is held: {why}");
         records::note(&mut tx, &subscription, now, &[line], engine.who()).await?;
     }
     tx.commit().await?;
-    if stops {
-        let error = TimerFailed { key: key.clone(), due: *due, source: error };
-        let stopped = unit::fail(engine, &RetryStrategy::None, seen, FailsAt::Nowhere, &error).await?;
-        return Ok(matches!(stopped, Unit::Failed(_)));
-    }
     let id = &seen.id;
     match next_retry {
         Some(at) => tracing::warn!(

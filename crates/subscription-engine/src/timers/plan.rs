@@ -44,6 +44,8 @@ pub(crate) struct PlannedTimers {
     /// By key; with a number that tells what was said later.
     changes: HashMap<String, (usize, Option<Timer>)>,
     said: usize,
+    /// Which key was changed because of what.
+    because_of: Vec<(String, Uuid)>,
     ordinals: HashMap<(Uuid, String), u32>,
 }
 
@@ -52,9 +54,19 @@ impl PlannedTimers {
         self.changes.is_empty()
     }
 
+    /// Whether one of these timers, which are handled together, has changed a later one.
+    pub(crate) fn changes_a_later_one_of(&self, timers: &[Timer]) -> bool {
+        let place = |wanted: &dyn Fn(&Timer) -> bool| timers.iter().position(wanted);
+        self.because_of.iter().any(|(key, by)| {
+            let (changed, by) = (place(&|timer| timer.key == *key), place(&|timer| timer.id == *by));
+            matches!((changed, by), (Some(changed), Some(by)) if by < changed)
+        })
+    }
+
     /// What was said last of a key is what counts.
-    fn change(&mut self, key: String, timer: Option<Timer>) {
+    fn change(&mut self, key: String, timer: Option<Timer>, because_of: Uuid) {
         self.said += 1;
+        self.because_of.push((key.clone(), because_of));
         self.changes.insert(key, (self.said, timer));
     }
 
@@ -116,7 +128,7 @@ impl Cause<'_, '_> {
             caused_at: self.origin.recorded_at,
             attempt: 0,
         };
-        planned.change(key, Some(timer));
+        planned.change(key, Some(timer), self.origin.seed);
         Ok(())
     }
 
@@ -124,7 +136,7 @@ impl Cause<'_, '_> {
     pub fn cancel_timer(&mut self, key: impl Into<String>) -> Result<(), ContextError> {
         let key = key.into();
         check_key(&key)?;
-        self.context.timers.change(key, None);
+        self.context.timers.change(key, None, self.origin.seed);
         Ok(())
     }
 

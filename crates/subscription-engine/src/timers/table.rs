@@ -160,6 +160,15 @@ pub(super) async fn note_failure(
     Ok(tx.execute(sql, (failed.number, attempt, error, try_at)).await? == 1)
 }
 
+/// Whether so many timers of a subscription are held.
+pub(super) async fn holds(tx: &mut Tx, subscription_id: &str, count: u64) -> sqlx::Result<bool> {
+    let sql = "SELECT COUNT(*)
+                 FROM (SELECT 1 FROM herald_timers WHERE subscription_id = $1 AND try_at IS NULL LIMIT $2) AS held";
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let held: Option<(i64,)> = tx.fetch_optional(sql, (subscription_id, count)).await?;
+    Ok(held.is_some_and(|held| held.0 >= count))
+}
+
 /// Has the failed timers of a subscription tried as if they had not, except for those that are held.
 pub(crate) async fn forget_attempts(tx: &mut Tx, subscription_id: &str) -> sqlx::Result<()> {
     let sql = "UPDATE herald_timers
@@ -211,17 +220,27 @@ pub(super) async fn list(
     })
 }
 
-/// How many timers a subscription has.
+/// More timers of one subscription than these are not counted: whoever asks how it gets on must not wait for that.
+const COUNTED_AT_MOST: i64 = 10_000;
+
+/// How many timers a subscription has; what is [`TimerCounts::MOST`] is that or more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TimerCounts {
     /// All that have not fired.
     pub pending: i64,
     /// Those among them whose instant has come, except for those that are held.
     pub overdue: i64,
+    /// When the first of those was due.
+    pub overdue_since: Option<Timestamp>,
     /// Those that failed for good and wait for an operator.
     pub held: i64,
     /// When the next one may be tried.
     pub next: Option<Timestamp>,
+}
+
+impl TimerCounts {
+    /// More are not counted.
+    pub const MOST: i64 = COUNTED_AT_MOST;
 }
 
 /// How many timers each subscription has.
@@ -229,11 +248,25 @@ pub(crate) async fn counts(
     database: &Database,
     now: Timestamp,
 ) -> sqlx::Result<HashMap<String, TimerCounts>> {
-    let sql = "SELECT subscription_id, COUNT(*), COUNT(CASE WHEN due_at <= $1 THEN try_at END),
-                      COUNT(CASE WHEN try_at IS NULL THEN 1 END), MIN(try_at)
-                 FROM herald_timers
-                GROUP BY subscription_id";
-    let rows: Vec<(String, i64, i64, i64, Option<Timestamp>)> = database.fetch_all(sql, (now,)).await?;
-    let counts = |(id, pending, overdue, held, next)| (id, TimerCounts { pending, overdue, held, next });
+    // Each count ends at the limit and reads one index. What has failed and waits for its next try is overdue as well,
+    // though not to be tried yet.
+    let sql = "SELECT id,
+                      (SELECT COUNT(*) FROM (SELECT 1 FROM herald_timers AS timer
+                                              WHERE timer.subscription_id = one.id LIMIT $2) AS pending),
+                      (SELECT COUNT(*) FROM (SELECT 1 FROM herald_timers AS timer
+                                              WHERE timer.subscription_id = one.id AND timer.due_at <= $1
+                                                AND timer.try_at IS NOT NULL LIMIT $2) AS overdue),
+                      (SELECT MIN(due_at) FROM herald_timers AS timer
+                        WHERE timer.subscription_id = one.id AND timer.due_at <= $1 AND timer.try_at IS NOT NULL),
+                      (SELECT COUNT(*) FROM (SELECT 1 FROM herald_timers AS timer
+                                              WHERE timer.subscription_id = one.id AND timer.try_at IS NULL
+                                              LIMIT $2) AS held),
+                      (SELECT MIN(try_at) FROM herald_timers AS timer WHERE timer.subscription_id = one.id)
+                 FROM herald_subscriptions AS one";
+    let rows: Vec<(String, i64, i64, Option<Timestamp>, i64, Option<Timestamp>)> =
+        database.fetch_all(sql, (now, COUNTED_AT_MOST)).await?;
+    let counts = |(id, pending, overdue, overdue_since, held, next)| {
+        (id, TimerCounts { pending, overdue, overdue_since, held, next })
+    };
     Ok(rows.into_iter().map(counts).collect())
 }

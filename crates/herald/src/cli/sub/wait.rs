@@ -10,7 +10,7 @@ use subscription_engine::{Standing, Waited};
 use crate::app::App;
 use crate::cli::{Global, parse_duration};
 use crate::exit::{Code, Exit};
-use crate::output::{duration, json, line};
+use crate::output::{duration, json, line, note};
 
 pub(crate) const HELP: &str = "Exit code 0 once it has, 8 when the time is up, 5 when it is stopped and will not get there by itself.\n\n\
     Examples:\n  herald sub wait inbox_1\n  herald sub wait inbox_1 --position 1203 --timeout 5s";
@@ -36,6 +36,8 @@ struct Told<'a> {
     /// Up to where was waited for.
     wanted: String,
     position: String,
+    /// Events up to there that are dead letters, not handled.
+    set_aside: String,
 }
 
 pub(super) async fn run(app: &App, global: &Global, arguments: &Arguments) -> Result<(), Exit> {
@@ -45,13 +47,24 @@ pub(super) async fn run(app: &App, global: &Global, arguments: &Arguments) -> Re
         None => app.store.head().await?.position,
     };
     match app.engine.wait_for(id, wanted, *timeout).await? {
-        Waited::Passed { .. } if !global.output.is_json() => {
-            line(&format!("{id} has handled everything up to position {wanted}"));
+        Waited::Passed { position, set_aside } => {
+            if set_aside > 0 {
+                note(&format!(
+                    "{set_aside} event(s) up to there are dead letters, not handled: see `herald dlq list {id}`"
+                ));
+            }
+            if global.output.is_json() {
+                let (wanted, position) = (wanted.to_string(), position.max(wanted).to_string());
+                let told = Told { id, wanted, position, set_aside: set_aside.to_string() };
+                return json("herald.sub.wait/1", &told);
+            }
+            line(&match set_aside {
+                0 => format!("{id} has handled everything up to position {wanted}"),
+                _ => format!(
+                    "{id} has passed position {wanted}, but {set_aside} event(s) up to there are not handled"
+                ),
+            });
             Ok(())
-        }
-        Waited::Passed { position } => {
-            let position = position.max(wanted).to_string();
-            json("herald.sub.wait/1", &Told { id, wanted: wanted.to_string(), position })
         }
         Waited::TimedOut { position, standing } => {
             let why = match standing {
