@@ -18,7 +18,7 @@ async fn standing(engine: &Engine, id: &str) -> Standing {
 }
 
 /// Waits until a subscription gets on like this.
-async fn until_standing(engine: &Engine, id: &str, holds: impl Fn(&Standing) -> bool) {
+pub(crate) async fn until_standing(engine: &Engine, id: &str, holds: impl Fn(&Standing) -> bool) {
     let mut wake = engine.store().wake();
     let patience = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {

@@ -13,6 +13,7 @@ mod dead_letters;
 mod effects;
 mod emit;
 mod engine;
+mod feed;
 mod fold;
 mod gate;
 mod handlers;

@@ -77,6 +77,7 @@ impl Worker {
         stopping.send_replace(true);
         engine.store().announce();
         let ended: Vec<_> = ended_early.into_iter().chain(join_all(tasks).await).collect();
+        engine.feed().rest().await;
         // Without its row it would only be taken as alive for a while; that must not hold up the end.
         let forget = worker_row::forget_worker(engine.store().database(), self.id);
         if !matches!(tokio::time::timeout(FORGET_LIMIT, forget).await, Ok(Ok(()))) {
@@ -136,7 +137,11 @@ impl Worker {
                     for subscription in subscriptions {
                         let id = subscription.id;
                         if self.engine.registered(&id).is_some() && followed.insert(id.clone()) {
-                            let cursor = if is_careful { Cursor::with_care() } else { Cursor::new() };
+                            let cursor = if is_careful {
+                                Cursor::with_care(&self.engine)
+                            } else {
+                                Cursor::new(&self.engine)
+                            };
                             tasks.spawn(follow(self.engine.clone(), id, cursor, stopping.clone()));
                         }
                     }
@@ -158,9 +163,14 @@ async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch:
     let mut wake = engine.store().wake();
     let mut back_off = FIRST_BACK_OFF;
     let mut was_quiet = false;
+    let mut has_waited = true;
     let mut obstacle = Obstacle::perhaps_left_behind();
     loop {
-        wake.arm();
+        // Without a hint since it was last looked, nothing was committed since that would not be told.
+        if wake.arm() || has_waited {
+            cursor.look_anew();
+        }
+        has_waited = false;
         if *stopping.borrow() {
             break;
         }
@@ -179,12 +189,16 @@ async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch:
                 let start = tokio::time::Instant::now();
                 wake.wait(wait).await;
                 was_quiet = start.elapsed() >= wait;
+                has_waited = true;
             }
-            Ok(Step::Busy) => wake.wait(BUSY_PAUSE).await,
+            Ok(Step::Busy) => {
+                wake.wait(BUSY_PAUSE).await;
+                has_waited = true;
+            }
             Ok(Step::Stalled(why)) => {
                 tracing::warn!(subscription = id, "{id} is stalled: {why}; trying again in {back_off:?}");
                 obstacle.is_met(&engine, &id, &why).await;
-                cursor.is_checked = false;
+                cursor.doubt(&engine);
                 stopped_within(back_off, stopping.clone()).await;
                 back_off = (back_off * 2).min(LONGEST_BACK_OFF);
             }
@@ -195,8 +209,7 @@ async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch:
                     "{id} could not go on: {why}; trying again in {back_off:?}"
                 );
                 obstacle.is_met(&engine, &id, &why).await;
-                // The database may have been restored meanwhile.
-                cursor.is_checked = false;
+                cursor.doubt(&engine);
                 stopped_within(back_off, stopping.clone()).await;
                 back_off = (back_off * 2).min(LONGEST_BACK_OFF);
             }

@@ -1,0 +1,301 @@
+//! The pages that were read lately, kept in memory for whoever wants to read there next.
+//!
+//! A page is a fact about a part of the log: all that it has between two positions, as far as a filter wants it. Pages
+//! of one filter make a lane. All lanes together have a limit of bytes; the page that was read first goes first, and
+//! whoever wanted it reads it again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::mem::size_of;
+use std::ops::Range;
+use std::sync::Arc;
+
+use store::{Event, Filter, MAX_PAGE_BYTES, Page, Position, Run};
+
+/// A moment, as this process counts them: two of them are never the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(pub(super) u64);
+
+/// Which lane; that of all events is the first one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LaneIndex(pub(super) usize);
+
+/// Everything that a lane's filter wants after a position and up to another one.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) after: Position,
+    pub(super) scanned_to: Position,
+    pub(super) events: Vec<Event>,
+    /// When reading it began.
+    pub(super) began: Moment,
+    /// It was full: probably more follows at once.
+    pub(super) is_full: bool,
+    bytes: usize,
+}
+
+impl Kept {
+    /// `is_full` says whether reading stopped because of the page's size.
+    pub(super) fn new(
+        after: Position,
+        began: Moment,
+        page: Page,
+        is_full: impl FnOnce(&Page) -> bool,
+    ) -> Self {
+        let is_full = is_full(&page);
+        let Page { events, scanned_to, .. } = page;
+        let bytes = size_of::<Self>() + events.iter().map(size_of_event).sum::<usize>();
+        Self { after, scanned_to, events, began, is_full, bytes }
+    }
+
+    fn covers(&self, position: Position) -> bool {
+        self.after <= position && position < self.scanned_to
+    }
+}
+
+/// About what it takes in memory.
+pub(super) fn size_of_event(event: &Event) -> usize {
+    let texts = [event.stream.as_str(), &event.event_type, event.payload.as_str(), event.metadata.as_str()];
+    let correlation = event.correlation_id.as_ref().map_or(0, String::len);
+    size_of::<Event>() + correlation + texts.iter().map(|text| text.len()).sum::<usize>()
+}
+
+/// What a subscription is given: events that it wants, and up to where there are no others.
+#[derive(Debug)]
+pub(crate) struct Given {
+    events: Events,
+    /// Nothing else that it wants stands at or before this.
+    pub(crate) scanned_to: Position,
+    /// Nothing follows, as of when it was asked.
+    pub(crate) is_end: bool,
+    /// More probably follows at once.
+    pub(super) is_full: bool,
+    /// The run of the server in which it was read.
+    run: Run,
+}
+
+#[derive(Debug)]
+enum Events {
+    /// A part of a page that others may be given as well.
+    Shared(Arc<Kept>, Range<usize>),
+    Own(Vec<Event>),
+}
+
+impl Given {
+    pub(super) fn own(page: Page) -> Self {
+        let Page { events, scanned_to, is_end } = page;
+        Self { events: Events::Own(events), scanned_to, is_end, is_full: !is_end, run: Run::default() }
+    }
+
+    pub(super) fn end(at: Position) -> Self {
+        Self {
+            events: Events::Own(Vec::new()),
+            scanned_to: at,
+            is_end: true,
+            is_full: false,
+            run: Run::default(),
+        }
+    }
+
+    /// At most so many events after a position that this filter wants, but all parts of one stored event. Without a
+    /// filter all of them are wanted. The pages follow each other, and the first one says what follows the position.
+    pub(super) fn of(
+        pages: &[Arc<Kept>],
+        after: Position,
+        filter: Option<&Filter>,
+        limit: usize,
+    ) -> Option<Self> {
+        let (first, more) = pages.split_first()?;
+        let mut given = Self::part(first, after, filter, limit);
+        for next in more {
+            // Half a page is worth a unit of its own; less is joined with what follows.
+            if given.scanned_to != next.after || given.events().len() >= limit.div_ceil(2) {
+                break;
+            }
+            let room = limit - given.events().len();
+            given = given.and(Self::part(next, next.after, filter, room));
+        }
+        Some(given)
+    }
+
+    fn part(kept: &Arc<Kept>, after: Position, filter: Option<&Filter>, limit: usize) -> Self {
+        let begin = kept.events.partition_point(|event| event.position <= after);
+        let rest = &kept.events[begin..];
+        let is_wanted = |event: &Event| filter.is_none_or(|filter| filter.matches(event));
+        // Mostly all are wanted or few: what all want is not copied.
+        let (events, is_cut) = if rest.iter().all(is_wanted) {
+            let length = whole_positions(rest, limit).len();
+            (Events::Shared(Arc::clone(kept), begin..begin + length), length < rest.len())
+        } else {
+            let mut own: Vec<Event> = Vec::new();
+            let mut is_cut = false;
+            for event in rest.iter().filter(|event| is_wanted(event)) {
+                is_cut = own.len() >= limit && own.last().is_some_and(|last| last.position != event.position);
+                if is_cut {
+                    break;
+                }
+                own.push(event.clone());
+            }
+            (Events::Own(own), is_cut)
+        };
+        let mut given = Self {
+            events,
+            scanned_to: kept.scanned_to,
+            is_end: false,
+            is_full: kept.is_full,
+            run: Run::default(),
+        };
+        if is_cut {
+            given.is_full = true;
+            given.scanned_to = given.events().last().map_or(after, |last| last.position);
+        }
+        given
+    }
+
+    /// The events, in their order.
+    pub(crate) fn events(&self) -> &[Event] {
+        match &self.events {
+            Events::Shared(kept, range) => &kept.events[range.clone()],
+            Events::Own(events) => events,
+        }
+    }
+
+    /// It was read in this run of the server, or in a later one.
+    pub(super) fn read_in(self, run: Run) -> Self {
+        Self { run, ..self }
+    }
+
+    /// The run of the server in which it was read.
+    pub(crate) fn run(&self) -> Run {
+        self.run
+    }
+
+    /// With what follows.
+    fn and(mut self, next: Self) -> Self {
+        self.events = match (self.events, next.events) {
+            (first, events) if count(&first) == 0 => events,
+            (events, last) if count(&last) == 0 => events,
+            (first, last) => {
+                let mut events = into_own(first);
+                events.append(&mut into_own(last));
+                Events::Own(events)
+            }
+        };
+        Self { scanned_to: next.scanned_to, is_full: next.is_full, ..self }
+    }
+}
+
+fn count(events: &Events) -> usize {
+    match events {
+        Events::Shared(_, range) => range.len(),
+        Events::Own(events) => events.len(),
+    }
+}
+
+fn into_own(events: Events) -> Vec<Event> {
+    match events {
+        Events::Shared(kept, range) => kept.events[range].to_vec(),
+        Events::Own(events) => events,
+    }
+}
+
+/// At most `size` of the events, but all of one position: what one stored event was made into is never parted.
+pub(crate) fn whole_positions(events: &[Event], size: usize) -> &[Event] {
+    let is_cut_at = |end: usize| end < events.len() && events[end].position == events[end - 1].position;
+    let mut end = events.len().min(size.max(1));
+    while end > 1 && is_cut_at(end) {
+        end -= 1;
+    }
+    while is_cut_at(end) {
+        end += 1;
+    }
+    &events[..end]
+}
+
+#[derive(Debug)]
+struct Lane {
+    filter: Filter,
+    pages: BTreeMap<Position, Arc<Kept>>,
+}
+
+/// Pages by lane and position, within a limit of bytes.
+#[derive(Debug)]
+pub(super) struct Ring {
+    lanes: Vec<Lane>,
+    /// The oldest first. What stands here and was replaced since has another moment.
+    order: VecDeque<(LaneIndex, Position, Moment)>,
+    bytes: usize,
+    limit: usize,
+}
+
+impl Ring {
+    pub(super) const ALL: LaneIndex = LaneIndex(0);
+
+    pub(super) fn new(limit: usize) -> Self {
+        let all = Lane { filter: Filter::all(), pages: BTreeMap::new() };
+        Self { lanes: vec![all], order: VecDeque::new(), bytes: 0, limit }
+    }
+
+    /// The lane of a filter. There are as many as subscribers want different things.
+    pub(super) fn lane(&mut self, filter: &Filter) -> LaneIndex {
+        let known = self.lanes.iter().position(|lane| lane.filter == *filter);
+        LaneIndex(known.unwrap_or_else(|| {
+            self.lanes.push(Lane { filter: filter.clone(), pages: BTreeMap::new() });
+            self.lanes.len() - 1
+        }))
+    }
+
+    /// Keeps a page; the oldest ones go, but never this one, however large it is.
+    pub(super) fn keep(&mut self, lane: LaneIndex, kept: Arc<Kept>) {
+        self.order.push_back((lane, kept.after, kept.began));
+        self.bytes += kept.bytes;
+        if let Some(replaced) = self.lanes[lane.0].pages.insert(kept.after, kept) {
+            self.bytes -= replaced.bytes;
+        }
+        while self.bytes > self.limit && self.order.len() > 1 {
+            let Some((lane, after, began)) = self.order.pop_front() else { break };
+            let pages = &mut self.lanes[lane.0].pages;
+            if pages.get(&after).is_some_and(|kept| kept.began == began)
+                && let Some(gone) = pages.remove(&after)
+            {
+                self.bytes -= gone.bytes;
+            }
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.lanes.iter_mut().for_each(|lane| lane.pages.clear());
+        self.order.clear();
+        self.bytes = 0;
+    }
+
+    /// The page that says what follows a position, if it was read after that moment.
+    fn covering(&self, lane: LaneIndex, position: Position, read_after: Moment) -> Option<&Arc<Kept>> {
+        let pages = self.lanes[lane.0].pages.range(..=position);
+        pages
+            .map(|(_, kept)| kept)
+            .next_back()
+            .filter(|kept| kept.covers(position) && kept.began > read_after)
+    }
+
+    /// The pages that follow a position without a gap, read after that moment; enough for so many events, if most are
+    /// wanted.
+    pub(super) fn following(
+        &self,
+        lane: LaneIndex,
+        after: Position,
+        limit: usize,
+        read_after: Moment,
+    ) -> Vec<Arc<Kept>> {
+        let mut pages = Vec::new();
+        let (mut at, mut events, mut bytes) = (after, 0, 0);
+        while events < limit
+            && bytes < MAX_PAGE_BYTES
+            && let Some(kept) = self.covering(lane, at, read_after)
+        {
+            at = kept.scanned_to;
+            events += kept.events.len();
+            bytes += kept.bytes;
+            pages.push(Arc::clone(kept));
+        }
+        pages
+    }
+}
