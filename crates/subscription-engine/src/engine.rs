@@ -14,6 +14,7 @@ use crate::feed::Feed;
 use crate::gate::{Gate, Passage};
 use crate::poison::{Letters, Parked};
 use crate::records::{self, HistoryLine, RecordError};
+use crate::rows::Rows;
 use crate::standing::{Around, Standing};
 use crate::subscriber::{Definition, RegisterError, Registered, Registry, RunMode};
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
@@ -37,6 +38,7 @@ struct Inner {
     settings: Settings,
     gate: Gate,
     feed: Feed,
+    rows: Rows,
     deliveries: Deliveries,
     faults: Option<Arc<dyn Faults>>,
 }
@@ -268,6 +270,7 @@ impl Engine {
         let (program, settings) = (program.into(), Settings::default());
         let deliveries = Deliveries::default();
         let feed = Feed::new(store.clone(), settings.unit_events, settings.feed_bytes);
+        let (rows, faults) = (Rows::default(), None);
         Self(Arc::new(Inner {
             store,
             registry,
@@ -276,8 +279,9 @@ impl Engine {
             settings,
             gate,
             feed,
+            rows,
             deliveries,
-            faults: None,
+            faults,
         }))
     }
 
@@ -353,6 +357,10 @@ impl Engine {
 
     pub(crate) fn feed(&self) -> &Feed {
         &self.0.feed
+    }
+
+    pub(crate) fn rows(&self) -> &Rows {
+        &self.0.rows
     }
 
     /// Passes the gate on SQLite, where one writer keeps all others out. Elsewhere what only takes a moment does not

@@ -27,6 +27,7 @@ mod poison;
 mod progress;
 mod records;
 mod retry;
+mod rows;
 mod skip;
 mod stalls;
 mod standing;

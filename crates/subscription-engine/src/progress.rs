@@ -208,7 +208,7 @@ impl Engine {
             return Ok(Some((row, true)));
         }
         cursor.row_is_read();
-        Ok(records::load(self.store().database(), id).await?.map(|row| (row, false)))
+        Ok(self.rows().load(self.store().database(), id).await?.map(|row| (row, false)))
     }
 
     /// The next thing to do for a subscription, whatever its state: set up, catch up, follow, try again.
@@ -303,12 +303,11 @@ impl Engine {
             Unit::Busy => Ok(Step::Busy),
             Unit::Stalled { why } => Ok(Step::Stalled(why)),
             Unit::Failed(_) => Ok(Step::Changed),
-            Unit::Looked { scanned_to } => {
-                if cursor.note(seen, scanned_to, false) && !self.save_position(seen, scanned_to).await? {
-                    return Ok(Step::Busy);
-                }
-                Ok(Step::Moved(0))
-            }
+            Unit::Looked { scanned_to } => Ok(if self.note(seen, scanned_to, cursor, false).await? {
+                Step::Moved(0)
+            } else {
+                Step::Busy
+            }),
             Unit::Nothing { scanned_to } => self.at_head(seen, scanned_to, cursor, save_now).await,
         }
     }
@@ -325,10 +324,24 @@ impl Engine {
         if once || seen.state == State::Booting {
             return self.reach_head(seen, head, once).await;
         }
-        if cursor.note(seen, head, save_now) && !self.save_position(seen, head).await? {
-            return Ok(Step::Busy);
+        Ok(if self.note(seen, head, cursor, save_now).await? { Step::Idle(None) } else { Step::Busy })
+    }
+
+    /// Notes how far was looked, and writes it down where it is time to; says whether the subscription was as it was seen.
+    async fn note(
+        &self,
+        seen: &Subscription,
+        scanned: Position,
+        cursor: &mut Cursor,
+        save_now: bool,
+    ) -> Result<bool, EngineError> {
+        if cursor.note(seen, scanned, save_now) {
+            if !self.save_position(seen, scanned).await? {
+                return Ok(false);
+            }
+            cursor.stored(scanned);
         }
-        Ok(Step::Idle(None))
+        Ok(true)
     }
 
     /// Writes down how far was looked, before nobody looks any more.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use store::{Timestamp, messages};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::cursor::Cursor;
@@ -127,6 +128,7 @@ impl Worker {
     async fn follow_all(self, stopping: watch::Receiver<bool>, is_careful: bool) {
         let mut tasks = JoinSet::new();
         let mut followed = HashSet::new();
+        let began = Instant::now();
         while !*stopping.borrow() {
             match self.engine.select(&self.criteria).await {
                 Err(error) => {
@@ -142,7 +144,7 @@ impl Worker {
                             } else {
                                 Cursor::new(&self.engine)
                             };
-                            tasks.spawn(follow(self.engine.clone(), id, cursor, stopping.clone()));
+                            tasks.spawn(follow(self.engine.clone(), id, cursor, began, stopping.clone()));
                         }
                     }
                 }
@@ -157,8 +159,15 @@ impl Worker {
     }
 }
 
-/// Keeps one subscription moving until told to stop.
-async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch::Receiver<bool>) {
+/// Keeps one subscription moving until told to stop. All that `began` at the same moment look again at the same moments,
+/// so that what they look at is read once for all.
+async fn follow(
+    engine: Engine,
+    id: String,
+    mut cursor: Cursor,
+    began: Instant,
+    stopping: watch::Receiver<bool>,
+) {
     let poll = engine.settings().poll;
     let mut wake = engine.store().wake();
     let mut back_off = FIRST_BACK_OFF;
@@ -185,8 +194,8 @@ async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch:
             Ok(Step::Idle(due)) => {
                 back_off = FIRST_BACK_OFF;
                 obstacle.is_gone(&engine, &id).await;
-                let wait = until_due(&engine, due).await.min(poll);
-                let start = tokio::time::Instant::now();
+                let wait = until_due(&engine, due).await.min(until_beat(began.elapsed(), poll));
+                let start = Instant::now();
                 wake.wait(wait).await;
                 was_quiet = start.elapsed() >= wait;
                 has_waited = true;
@@ -218,6 +227,12 @@ async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch:
     if let Err(error) = engine.save_cursor(&id, &cursor).await {
         tracing::debug!(subscription = id, %error, "{id} is looked at again from its stored position");
     }
+}
+
+/// How long it is until the next of the moments that are so far apart.
+fn until_beat(elapsed: Duration, apart: Duration) -> Duration {
+    let since_last = elapsed.as_nanos().checked_rem(apart.as_nanos()).unwrap_or(0);
+    apart.saturating_sub(Duration::from_nanos(u64::try_from(since_last).unwrap_or(u64::MAX)))
 }
 
 /// How long it is until then, by the log's clock.

@@ -299,3 +299,114 @@ impl Ring {
         pages
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use store::{Json, StreamName, Timestamp, Version};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn event(position: i64) -> Event {
+        Event {
+            position: Position(position),
+            stream: StreamName::new("thing-1").unwrap(),
+            version: Version(position),
+            event_type: if position % 2 == 0 { "Even" } else { "Odd" }.to_owned(),
+            payload: Json::empty_object(),
+            metadata: Json::empty_object(),
+            id: Uuid::now_v7(),
+            part_of: None,
+            correlation_id: None,
+            causation_id: None,
+            recorded_at: Timestamp::from_micros(0),
+        }
+    }
+
+    fn page(after: i64, to: i64, began: u64) -> Arc<Kept> {
+        let events = (after + 1..=to).map(event).collect();
+        let page = Page { events, scanned_to: Position(to), is_end: false };
+        Arc::new(Kept::new(Position(after), Moment(began), page, |_| false))
+    }
+
+    fn following(ring: &Ring, after: i64, read_after: u64) -> Vec<(i64, i64)> {
+        let pages = ring.following(Ring::ALL, Position(after), 1_000, Moment(read_after));
+        pages.iter().map(|kept| (kept.after.0, kept.scanned_to.0)).collect()
+    }
+
+    fn given(given: &Given) -> (Vec<i64>, i64) {
+        (given.events().iter().map(|event| event.position.0).collect(), given.scanned_to.0)
+    }
+
+    #[test]
+    fn e25_what_is_kept_in_memory_is_bounded_and_the_oldest_goes_first() {
+        let room = page(0, 10, 1).bytes * 3;
+        let mut ring = Ring::new(room);
+        let rare = ring.lane(&Filter::all().types(["Rare"]));
+        for number in 0..100 {
+            let lane = if number % 2 == 0 { Ring::ALL } else { rare };
+            ring.keep(lane, page(number * 10, number * 10 + 10, number.unsigned_abs() + 1));
+            assert!(ring.bytes <= room, "{} of {room}", ring.bytes);
+        }
+        assert_eq!(following(&ring, 980, 0), [(980, 990)]);
+        assert_eq!(following(&ring, 900, 0), []);
+        // One page is always kept: somebody waits for it.
+        ring.keep(Ring::ALL, page(2_000, 2_100, 200));
+        assert_eq!(following(&ring, 2_000, 0), [(2_000, 2_100)]);
+        assert_eq!(ring.order.len(), 1);
+        ring.clear();
+        assert_eq!((ring.bytes, following(&ring, 2_000, 0)), (0, Vec::new()));
+    }
+
+    #[test]
+    fn e25_a_page_that_is_read_again_takes_the_place_of_the_first() {
+        let mut ring = Ring::new(usize::MAX);
+        for began in 1..=5 {
+            ring.keep(Ring::ALL, page(0, 10, began));
+        }
+        assert_eq!(ring.bytes, page(0, 10, 1).bytes);
+        assert_eq!(following(&ring, 3, 4), [(0, 10)]);
+        assert_eq!(following(&ring, 3, 5), []);
+    }
+
+    #[test]
+    fn e25_pages_follow_without_a_gap_or_not_at_all() {
+        let mut ring = Ring::new(usize::MAX);
+        for (after, to) in [(0, 3), (3, 5), (6, 9)] {
+            ring.keep(Ring::ALL, page(after, to, 1));
+        }
+        assert_eq!(following(&ring, 1, 0), [(0, 3), (3, 5)]);
+        assert_eq!(following(&ring, 5, 0), []);
+        assert_eq!(following(&ring, 8, 0), [(6, 9)]);
+    }
+
+    #[test]
+    fn e25_small_pages_are_joined_and_nothing_is_passed_over() {
+        let pages = [page(0, 4, 1), page(4, 8, 1), page(8, 12, 1)];
+        let of = |after, filter, limit| given(&Given::of(&pages, Position(after), filter, limit).unwrap());
+        let odd = Filter::all().types(["Odd"]);
+        let nobody = Filter::all().types(["Nobody"]);
+        assert_eq!(of(1, None, 100), ((2..=12).collect(), 12));
+        assert_eq!(of(1, None, 2), (vec![2, 3], 3));
+        assert_eq!(of(1, None, 8), ((2..=8).collect(), 8));
+        assert_eq!(of(1, Some(&odd), 100), (vec![3, 5, 7, 9, 11], 12));
+        assert_eq!(of(0, Some(&odd), 2), (vec![1, 3], 4));
+        assert_eq!(of(0, Some(&odd), 1), (vec![1], 1));
+        assert_eq!(of(0, Some(&nobody), 10), (vec![], 12));
+        assert!(Given::of(&[], Position(0), None, 1).is_none());
+    }
+
+    #[test]
+    fn s16_parts_of_one_event_are_given_together() {
+        let mut events: Vec<Event> = [1, 2, 2, 2, 3].map(event).into();
+        let page = Page { events: events.clone(), scanned_to: Position(3), is_end: false };
+        let kept = [Arc::new(Kept::new(Position(0), Moment(1), page, |_| false))];
+        let even = Filter::all().types(["Even"]);
+        let of = |filter, limit| given(&Given::of(&kept, Position(0), filter, limit).unwrap());
+        assert_eq!(of(None, 2), (vec![1], 1));
+        assert_eq!(of(Some(&even), 2), (vec![2, 2, 2], 3));
+        assert_eq!(of(Some(&even), 1), (vec![2, 2, 2], 3));
+        events.remove(0);
+        assert_eq!(whole_positions(&events, 1).len(), 3);
+    }
+}
