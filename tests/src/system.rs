@@ -26,6 +26,7 @@ mod engine_detach;
 mod engine_emit;
 mod engine_exactly_once;
 mod engine_failure;
+mod engine_feed;
 mod engine_handlers;
 mod engine_interference;
 mod engine_lifecycle;

@@ -20,7 +20,7 @@ use crate::BoxError;
 use crate::databases::Bench;
 use crate::rounds::{Caller, Contender, Done, Line, Plan, print_table};
 
-/// Events in the log.
+/// Events in the log: a multiple of a thousand.
 const EVENTS: u32 = 200_000;
 /// Events of one page, for both.
 const PAGE: i64 = 1_000;
@@ -44,25 +44,35 @@ pub(crate) async fn measure(plan: &Plan) -> Result<(), BoxError> {
 
 async fn on(plan: &Plan, bench: Bench) -> Result<Vec<Line>, BoxError> {
     let store = bench.store().await?;
-    seed(&store).await?;
-    let mut lines = Vec::new();
-    for (handler, what) in
-        [(Handler::Count, "a handler that counts"), (Handler::Inbox, "the inbox projector")]
-    {
-        let by_hand = Contender::new("by hand", [ByHand { store: store.clone(), handler }]);
-        let herald = Contender::new("Herald", [Herald::new(&store, handler)?]);
-        // One call is one catch-up of the whole log.
-        lines.extend(plan.of_whole_runs().compare(bench.name(), what, vec![by_hand, herald]).await?);
-    }
+    seed(&store, EVENTS).await?;
+    let lines = compare(plan, &bench, &store, EVENTS).await?;
     store.close().await;
     bench.clean_up().await?;
     Ok(lines)
 }
 
-/// Fills an empty log: two of three events notify, the third acknowledges the one before it.
-async fn seed(store: &Store) -> Result<(), BoxError> {
+/// Both handlers on a log that was seeded with so many events; one call is one catch-up of the whole log.
+pub(crate) async fn compare(
+    plan: &Plan,
+    bench: &Bench,
+    store: &Store,
+    events: u32,
+) -> Result<Vec<Line>, BoxError> {
+    let mut lines = Vec::new();
+    for (handler, what) in
+        [(Handler::Count, "a handler that counts"), (Handler::Inbox, "the inbox projector")]
+    {
+        let by_hand = Contender::new("by hand", [ByHand { store: store.clone(), handler, events }]);
+        let herald = Contender::new("Herald", [Herald::new(store, handler, events)?]);
+        lines.extend(plan.of_whole_runs().compare(bench.name(), what, vec![by_hand, herald]).await?);
+    }
+    Ok(lines)
+}
+
+/// Fills an empty log with so many thousands of events: two of three notify, the third acknowledges the one before it.
+pub(crate) async fn seed(store: &Store, events: u32) -> Result<(), BoxError> {
     let timestamp = Timestamp::from_micros(1_767_225_600_000_000);
-    for batch in 0..EVENTS / 1_000 {
+    for batch in 0..events / 1_000 {
         let user_id = format!("user{batch}");
         let mut events = Vec::with_capacity(1_000);
         for number in batch * 1_000..(batch + 1) * 1_000 {
@@ -94,15 +104,17 @@ fn notification(number: u32) -> String {
 struct Herald {
     engine: Engine,
     id: &'static str,
+    events: u32,
 }
 
 impl Herald {
-    fn new(store: &Store, handler: Handler) -> Result<Self, BoxError> {
+    fn new(store: &Store, handler: Handler, events: u32) -> Result<Self, BoxError> {
         let (id, subscriber): (_, Arc<dyn Subscriber>) = match handler {
             Handler::Count => ("counter", Arc::new(Counter::default())),
             Handler::Inbox => ("inbox_1", Arc::new(InboxProjector)),
         };
-        Ok(Self { engine: Engine::new(store.clone(), Registry::new([subscriber])?, "bench"), id })
+        let engine = Engine::new(store.clone(), Registry::new([subscriber])?, "bench");
+        Ok(Self { engine, id, events })
     }
 }
 
@@ -112,13 +124,13 @@ impl Caller for Herald {
         let this = Criteria::id(self.id);
         self.engine.set_up(&this, false).await?;
         let report = self.engine.boot(&this, None).await?;
-        let all = u64::from(EVENTS);
+        let all = u64::from(self.events);
         assert!(
             matches!(report.as_slice(), [(_, Outcome::CaughtUp { events })] if *events == all),
             "every event counts: {report:?}"
         );
         self.engine.remove(&this, "measured").await?;
-        Ok(Done::events(EVENTS as usize))
+        Ok(Done::events(self.events as usize))
     }
 }
 
@@ -142,6 +154,7 @@ impl Subscriber for Counter {
 struct ByHand {
     store: Store,
     handler: Handler,
+    events: u32,
 }
 
 /// A row as the log has it: everything that a handler may ask for is decoded.
@@ -228,7 +241,7 @@ impl Caller for ByHand {
             position = last;
             count += rows.len();
         }
-        assert_eq!(u32::try_from(count), Ok(EVENTS), "every event counts");
+        assert_eq!(u32::try_from(count), Ok(self.events), "every event counts");
         Ok(Done::events(count))
     }
 }

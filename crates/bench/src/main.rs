@@ -9,6 +9,7 @@
 //! cargo run --release -p bench -- memory
 //! cargo run --release -p bench -- growth --events 10000000
 //! cargo run --release -p bench -- catchup
+//! cargo run --release -p bench -- engine --events 500000 --rounds 3
 //! cargo run --release -p bench -- disturb --seconds 4
 //! cargo run --release -p bench -- effects --rounds 3
 //! cargo run --release -p bench -- fire --runs 5000
@@ -28,6 +29,7 @@ mod append;
 mod catchup;
 mod databases;
 mod effects;
+mod engine;
 mod filled_log;
 mod growth;
 mod memory;
@@ -63,6 +65,8 @@ enum Measurement {
     Growth(growth::Arguments),
     /// Catching up with 200,000 events, counting them and filling inboxes.
     Catchup(rounds::Plan),
+    /// Subscriptions: booting alone and together, from an append to its handler, and what they cost when nothing happens.
+    Engine(engine::Arguments),
     /// Planning 100,000 effects, sending some of them, and one that does not wait behind all others.
     Effects(rounds::Plan),
     /// Firing 100,000 timers that are due together, and how long an event waits meanwhile.
@@ -78,6 +82,9 @@ enum Measurement {
     /// A process that reads.
     #[command(hide = true)]
     MemoryChild(memory::ChildArguments),
+    /// A process that runs subscriptions.
+    #[command(hide = true)]
+    EngineChild(engine::ChildArguments),
     /// A process that disturbs.
     #[command(hide = true)]
     DisturbChild(disturb::ChildArguments),
@@ -97,6 +104,8 @@ async fn main() -> Result<ExitCode, BoxError> {
         Measurement::WakeChild(arguments) => wake::be_child(&arguments).await?,
         Measurement::MemoryChild(arguments) => memory::be_child(&arguments).await?,
         Measurement::Catchup(plan) => catchup::measure(&plan).await?,
+        Measurement::Engine(arguments) => engine::measure(&arguments).await?,
+        Measurement::EngineChild(arguments) => engine::be_child(&arguments).await?,
         Measurement::Effects(plan) => effects::measure(&plan).await?,
         Measurement::Timers(plan) => timers::measure(&plan).await?,
         Measurement::Disturb(arguments) => {

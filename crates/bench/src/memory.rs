@@ -81,7 +81,8 @@ pub(crate) async fn be_child(arguments: &ChildArguments) -> Result<(), BoxError>
     Ok(())
 }
 
-fn peak_kibibytes() -> Result<u32, BoxError> {
+/// The most memory that this process has had.
+pub(crate) fn peak_kibibytes() -> Result<u32, BoxError> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let number = line.and_then(|line| line.trim().strip_suffix("kB")).ok_or("the kernel tells no VmHWM")?;

@@ -102,6 +102,11 @@ impl Plan {
         Self { turns: 1, turn_ms: 0, ..self }
     }
 
+    /// How many turns each contender has, with the round that is thrown away.
+    pub(crate) fn runs(&self) -> usize {
+        (self.rounds.max(1) + 1) * self.turns
+    }
+
     /// Lets the contenders take turns; the last one is compared with each of the others, round by round.
     pub(crate) async fn compare(
         &self,

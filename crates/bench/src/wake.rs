@@ -8,7 +8,8 @@
 mod across;
 mod here;
 
-pub(crate) use self::across::{ChildArguments, be_child};
+pub(crate) use self::across::{ChildArguments, be_child, run_time, worker_there};
+pub(crate) use self::here::worker_here;
 
 use crate::BoxError;
 use crate::databases::Bench;

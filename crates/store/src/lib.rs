@@ -67,7 +67,7 @@ pub use part_file::FileError;
 pub use place::Place;
 pub use read::StreamPage;
 pub use read::{Direction, Events, MAX_LOOKED_AT, MAX_PAGE_BYTES, MAX_PAGE_EVENTS, Page, Pages, ReadError};
-pub use safe_head::{Head, HeadReport, Holder, HolderKind, Published};
+pub use safe_head::{Head, HeadReport, Holder, HolderKind, Published, Run};
 pub use schema_version::{InvalidSchemaVersion, SCHEMA_VERSION_FIELD};
 pub use snapshot::{KEPT_SNAPSHOTS, MAX_SNAPSHOT_BYTES, Snapshot, SnapshotError};
 pub use sql::{InvalidTableName, Sql, TableName};

@@ -26,7 +26,8 @@ use tokio::time::Instant;
 pub use self::explain::{HeadReport, Published};
 use self::holders::holders;
 pub use self::holders::{Holder, HolderKind};
-pub(crate) use self::known::{Known, Run, identify};
+pub use self::known::Run;
+pub(crate) use self::known::{Known, identify};
 pub(crate) use self::publish::{Publisher, record_dead_ranges};
 pub(crate) use self::waited::Waited;
 use crate::database::Database;
@@ -95,8 +96,9 @@ impl Store {
         Err(ReadError::ManyServers)
     }
 
-    /// The run of the server in which this process reads now.
-    pub(crate) fn run(&self) -> Run {
+    /// The run of the server in which this process reads now, as far as it knows. What was read in another one may
+    /// never have happened: a crash can lose what was not synced, and a standby that takes over can lack it.
+    pub fn run(&self) -> Run {
         match self.database() {
             Database::Sqlite { .. } => Run::default(),
             Database::Postgres { known, .. } => known.floor().run,

@@ -71,9 +71,11 @@ impl Signal {
 pub struct Wake(watch::Receiver<u64>);
 
 impl Wake {
-    /// Forgets the hints so far: what follows will see their causes.
-    pub fn arm(&mut self) {
-        self.0.mark_unchanged();
+    /// Forgets the hints so far: what follows will see their causes. Says whether there were any since it was last
+    /// armed.
+    pub fn arm(&mut self) -> bool {
+        // In one step: a hint that fell between two would be lost to both.
+        self.0.borrow_and_update().has_changed()
     }
 
     /// Returns at the first hint since [`Wake::arm`], or after the time-out.

@@ -10,9 +10,11 @@ use serde::{Deserialize, Serialize};
 use store::{AppendError, Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
 
 use crate::effects::{self, Deliveries, Delivery, EffectCounts, ImpossibleStep};
+use crate::feed::Feed;
 use crate::gate::{Gate, Passage};
 use crate::poison::{Letters, Parked};
 use crate::records::{self, HistoryLine, RecordError};
+use crate::rows::Rows;
 use crate::standing::{Around, Standing};
 use crate::subscriber::{Definition, RegisterError, Registered, Registry, RunMode};
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
@@ -35,6 +37,8 @@ struct Inner {
     who: String,
     settings: Settings,
     gate: Gate,
+    feed: Feed,
+    rows: Rows,
     deliveries: Deliveries,
     faults: Option<Arc<dyn Faults>>,
 }
@@ -56,6 +60,8 @@ pub struct Settings {
     pub effects_at_once: usize,
     /// A subscription that has something to do and a worker, and shows no progress for this long, is stalled.
     pub stalled_after: Duration,
+    /// About so many bytes of pages that were read lately are kept in memory, for subscriptions that read the same.
+    pub feed_bytes: usize,
 }
 
 impl Default for Settings {
@@ -68,6 +74,7 @@ impl Default for Settings {
             catch_up_rounds: 10_000,
             effects_at_once: 8,
             stalled_after: Duration::from_secs(60),
+            feed_bytes: 8 * 1024 * 1024,
         }
     }
 }
@@ -262,14 +269,30 @@ impl Engine {
         let who = "engine".to_owned();
         let (program, settings) = (program.into(), Settings::default());
         let deliveries = Deliveries::default();
-        Self(Arc::new(Inner { store, registry, program, who, settings, gate, deliveries, faults: None }))
+        let feed = Feed::new(store.clone(), settings.unit_events, settings.feed_bytes);
+        let (rows, faults) = (Rows::default(), None);
+        Self(Arc::new(Inner {
+            store,
+            registry,
+            program,
+            who,
+            settings,
+            gate,
+            feed,
+            rows,
+            deliveries,
+            faults,
+        }))
     }
 
     /// With these numbers. A unit has at least one event.
     #[must_use]
     pub fn with_settings(self, settings: Settings) -> Self {
         let settings = Settings { unit_events: settings.unit_events.max(1), ..settings };
-        self.changed(|inner| inner.settings = settings)
+        self.changed(|inner| {
+            inner.settings = settings;
+            inner.feed = Feed::new(inner.store.clone(), settings.unit_events, settings.feed_bytes);
+        })
     }
 
     /// With this name in the history of what is done.
@@ -330,6 +353,14 @@ impl Engine {
 
     pub(crate) fn gate(&self) -> &Gate {
         &self.0.gate
+    }
+
+    pub(crate) fn feed(&self) -> &Feed {
+        &self.0.feed
+    }
+
+    pub(crate) fn rows(&self) -> &Rows {
+        &self.0.rows
     }
 
     /// Passes the gate on SQLite, where one writer keeps all others out. Elsewhere what only takes a moment does not

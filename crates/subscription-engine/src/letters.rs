@@ -224,7 +224,7 @@ impl Engine {
         };
         Ok(match part {
             None => self.gone_or_busy(letter).await?,
-            Some(Part::Committed) => {
+            Some(Part::Committed { .. }) => {
                 self.store().announce();
                 Tried::Handled
             }

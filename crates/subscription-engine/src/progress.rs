@@ -8,6 +8,7 @@ use store::{Position, Timestamp};
 use crate::context::unchanged;
 use crate::cursor::Cursor;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
+use crate::feed::Moment;
 use crate::lifecycle::{Hook, no_code};
 use crate::markers;
 use crate::poison::{Letters, Parked};
@@ -113,6 +114,7 @@ impl Engine {
         limit: Option<u64>,
     ) -> Result<Report, EngineError> {
         let mut report = Report::new();
+        let began = self.feed().now();
         for subscription in self.select(criteria).await? {
             let in_work = match &subscription.state {
                 State::Booting => status == Resume::Booting,
@@ -123,26 +125,30 @@ impl Engine {
             if !in_work {
                 continue;
             }
-            let outcome = self.move_one(&subscription.id, status, limit).await?;
-            report.extend(outcome.map(|outcome| (subscription.id, outcome)));
+            let outcome = self.move_one(&subscription.id, status, limit, began).await;
+            self.feed().rest().await;
+            report.extend(outcome?.map(|outcome| (subscription.id, outcome)));
         }
         Ok(report)
     }
 
-    /// Moves one subscription until it has nothing more to do in this status; none if it never was in it.
+    /// Moves one subscription until it has nothing more to do in this status; none if it never was in it. What was read
+    /// since the operation began is not read again.
     async fn move_one(
         &self,
         id: &str,
         status: Resume,
         limit: Option<u64>,
+        began: Moment,
     ) -> Result<Option<Outcome>, EngineError> {
         // Subscribers that feed themselves would never be done with a head that moves on.
         let goal = self.store().head().await?.position;
-        let mut cursor = Cursor::new();
+        let mut cursor = Cursor::since(self, began);
         let (mut events, mut parked) = (0, None);
         let mut worked = false;
         loop {
-            let Some(seen) = records::load(self.store().database(), id).await? else { return Ok(None) };
+            cursor.look_anew();
+            let Some((seen, is_remembered)) = self.row_of(id, &mut cursor).await? else { return Ok(None) };
             let seen = self.retried_if_due(seen, status).await?;
             let in_status = matches!(
                 (&seen.state, status),
@@ -185,10 +191,24 @@ impl Engine {
                 }
                 Step::Changed => {}
                 Step::Idle(_) => return Ok(Some(done(events, parked, true))),
+                Step::Busy if is_remembered => {}
                 Step::Busy => return Ok(Some(Outcome::Busy)),
                 Step::Stalled(why) => return Ok(Some(Outcome::Waiting { why })),
             }
         }
+    }
+
+    /// The row of a subscription, and whether it is only remembered: then whoever finds it changed looks at it.
+    async fn row_of(
+        &self,
+        id: &str,
+        cursor: &mut Cursor,
+    ) -> Result<Option<(Subscription, bool)>, EngineError> {
+        if let Some(row) = cursor.take_row() {
+            return Ok(Some((row, true)));
+        }
+        cursor.row_is_read();
+        Ok(self.rows().load(self.store().database(), id).await?.map(|row| (row, false)))
     }
 
     /// The next thing to do for a subscription, whatever its state: set up, catch up, follow, try again.
@@ -198,11 +218,21 @@ impl Engine {
         cursor: &mut Cursor,
         save_now: bool,
     ) -> Result<Step, EngineError> {
-        let Some(seen) = records::load(self.store().database(), id).await? else {
+        let Some((seen, is_remembered)) = self.row_of(id, cursor).await? else {
             return Ok(Step::Idle(None));
         };
+        let step = self.step_from(&seen, cursor, save_now).await?;
+        Ok(if is_remembered && matches!(step, Step::Busy) { Step::Moved(0) } else { step })
+    }
+
+    async fn step_from(
+        &self,
+        seen: &Subscription,
+        cursor: &mut Cursor,
+        save_now: bool,
+    ) -> Result<Step, EngineError> {
         match &seen.state {
-            State::New => Ok(match self.set_up_one(&seen, false).await? {
+            State::New => Ok(match self.set_up_one(seen, false).await? {
                 Outcome::Became { .. } | Outcome::Failed { .. } => Step::Changed,
                 Outcome::Waiting { why } => Step::Stalled(why),
                 Outcome::Busy => Step::Busy,
@@ -216,8 +246,8 @@ impl Engine {
                 // Due, but somebody else has it: no reason to ask again at once.
                 Ok(if retried.state == seen.state { Step::Busy } else { Step::Changed })
             }
-            State::Booting => self.step_of(&seen, cursor, save_now, usize::MAX).await,
-            State::Active => self.step_in_turns(&seen, cursor, save_now).await,
+            State::Booting => self.step_of(seen, cursor, save_now, usize::MAX).await,
+            State::Active => self.step_in_turns(seen, cursor, save_now).await,
             _ => Ok(Step::Idle(None)),
         }
     }
@@ -231,14 +261,15 @@ impl Engine {
         limit: usize,
     ) -> Result<Step, EngineError> {
         let Some(registered) = self.registered(&seen.id) else { return Ok(Step::Idle(None)) };
-        if !cursor.is_checked {
+        if !cursor.is_checked(self) {
+            let run = self.feed().run();
             if let Some(bad) = self.bad_checkpoint_of(&seen.id).await? {
                 // Trying again mends nothing: a person has to decide.
                 let stopped = unit::fail(self, &RetryStrategy::None, seen, FailsAt::Nowhere, &bad).await?;
                 return Ok(if matches!(stopped, Unit::Busy) { Step::Busy } else { Step::Changed });
             }
             match self.after_a_cut(registered, seen, cursor).await? {
-                None => cursor.is_checked = true,
+                None => cursor.was_checked(run),
                 Some(Unit::Busy) => return Ok(Step::Busy),
                 Some(_) => return Ok(Step::Changed),
             }
@@ -246,18 +277,23 @@ impl Engine {
         let full = self.settings().unit_events;
         let limit = limit.min(cursor.care.unwrap_or(full)).min(full);
         let is_marked = cursor.care.is_some() || seen.failing_position.is_some();
-        let unit = unit::run(self, registered, seen, cursor.read_from(seen), limit, is_marked).await?;
+        let unit = unit::run(self, registered, seen, cursor, limit, is_marked).await?;
         if is_marked && !matches!(unit, Unit::Nothing { .. } | Unit::Looked { .. }) {
             markers::unmark(self.store().database(), &seen.id).await?;
-            // Somebody else's marker may be in the way.
-            cursor.is_checked = !matches!(unit, Unit::Busy);
+            if matches!(unit, Unit::Busy) {
+                // Somebody else's marker may be in the way.
+                cursor.is_to_be_checked();
+            }
         }
         if let Unit::Moved { .. } | Unit::Parked { .. } = unit {
             cursor.takes_more(full);
         }
         match unit {
-            Unit::Moved { events, to } => {
+            Unit::Moved { events, to, row } => {
                 cursor.stored(to);
+                if let Some(row) = row.filter(|_| !is_marked) {
+                    cursor.left_as(*row);
+                }
                 Ok(Step::Moved(events))
             }
             Unit::Parked { events, parked, to } => {
@@ -267,12 +303,11 @@ impl Engine {
             Unit::Busy => Ok(Step::Busy),
             Unit::Stalled { why } => Ok(Step::Stalled(why)),
             Unit::Failed(_) => Ok(Step::Changed),
-            Unit::Looked { scanned_to } => {
-                if cursor.note(seen, scanned_to, false) && !self.save_position(seen, scanned_to).await? {
-                    return Ok(Step::Busy);
-                }
-                Ok(Step::Moved(0))
-            }
+            Unit::Looked { scanned_to } => Ok(if self.note(seen, scanned_to, cursor, false).await? {
+                Step::Moved(0)
+            } else {
+                Step::Busy
+            }),
             Unit::Nothing { scanned_to } => self.at_head(seen, scanned_to, cursor, save_now).await,
         }
     }
@@ -289,10 +324,24 @@ impl Engine {
         if once || seen.state == State::Booting {
             return self.reach_head(seen, head, once).await;
         }
-        if cursor.note(seen, head, save_now) && !self.save_position(seen, head).await? {
-            return Ok(Step::Busy);
+        Ok(if self.note(seen, head, cursor, save_now).await? { Step::Idle(None) } else { Step::Busy })
+    }
+
+    /// Notes how far was looked, and writes it down where it is time to; says whether the subscription was as it was seen.
+    async fn note(
+        &self,
+        seen: &Subscription,
+        scanned: Position,
+        cursor: &mut Cursor,
+        save_now: bool,
+    ) -> Result<bool, EngineError> {
+        if cursor.note(seen, scanned, save_now) {
+            if !self.save_position(seen, scanned).await? {
+                return Ok(false);
+            }
+            cursor.stored(scanned);
         }
-        Ok(Step::Idle(None))
+        Ok(true)
     }
 
     /// Writes down how far was looked, before nobody looks any more.
@@ -368,11 +417,12 @@ impl Engine {
             return Ok(refused);
         }
         let Some(registered) = self.registered(id) else { return Ok(Outcome::Busy) };
-        let mut cursor = Cursor::new();
+        let mut cursor = Cursor::new(self);
         let mut wake = self.store().wake();
         let mut parked = None;
         loop {
             wake.arm();
+            cursor.look_anew();
             let Some(seen) = records::load(self.store().database(), id).await? else {
                 return Ok(Outcome::Busy);
             };

@@ -9,13 +9,15 @@ use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use store::{Event, Fault, Position, ReadError, Timestamp, Tx, messages, panic_message, refuse_appends};
+use store::{Event, Fault, Position, ReadError, Run, Timestamp, Tx, messages, panic_message, refuse_appends};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::context::{Context, ContextError, Planned, Writing, unchanged};
+use crate::cursor::Cursor;
 use crate::dead_letters::{self, NewLetter};
 use crate::engine::{Engine, EngineError, FaultPoint};
+use crate::feed::whole_positions;
 use crate::markers;
 use crate::park::{self, Behind, stop_at};
 use crate::poison::Parked;
@@ -32,8 +34,9 @@ tokio::task_local! {
 /// What came of a unit.
 #[derive(Debug)]
 pub(crate) enum Unit {
-    /// It handled this many events; everything up to here is behind it.
-    Moved { events: usize, to: Position },
+    /// It handled this many events; everything up to here is behind it. The row as it is now, where nothing is said
+    /// elsewhere that belongs to it.
+    Moved { events: usize, to: Position, row: Option<Box<Subscription>> },
     /// It handled this many events and set others aside; everything up to here is behind it.
     Parked { events: usize, parked: Parked, to: Position },
     /// Nobody wants anything up to here, where the head is; nothing was written.
@@ -50,25 +53,28 @@ pub(crate) enum Unit {
 
 /// What came of a part of a page.
 pub(crate) enum Part {
-    Committed,
+    /// Also whether timers were set or cancelled.
+    Committed {
+        timers: bool,
+    },
     Busy,
     Stalled(String),
     Failed(BoxError),
 }
 
-/// Runs one unit of at most `limit` events after `from`, which is where the subscription stands or what has
-/// been looked at beyond that. Marked, it leaves something behind if it ends the process.
+/// Runs one unit of at most `limit` events after where the cursor stands. Marked, it leaves something behind if it ends
+/// the process.
 pub(crate) async fn run(
     engine: &Engine,
     registered: &Registered,
     seen: &Subscription,
-    from: Position,
+    cursor: &mut Cursor,
     limit: usize,
     is_marked: bool,
 ) -> Result<Unit, EngineError> {
     // What failed before is tried alone: everything else in the page would be done in vain.
     let limit = if seen.failing_position.is_some() { 1 } else { limit };
-    let page = match engine.store().read(&registered.definition.filter, from, limit).await {
+    let page = match cursor.next_page(engine, registered, seen, limit).await {
         Ok(page) => page,
         // The next event that it wants: it fails there, and nobody else does.
         Err(error @ ReadError::BadRow { position, .. }) => {
@@ -77,7 +83,8 @@ pub(crate) async fn run(
         }
         Err(error) => return Err(error.into()),
     };
-    let events = &page.events;
+    let page_events = page.events();
+    let events = page_events;
     if events.is_empty() {
         let scanned_to = page.scanned_to;
         return Ok(if page.is_end { Unit::Nothing { scanned_to } } else { Unit::Looked { scanned_to } });
@@ -95,16 +102,18 @@ pub(crate) async fn run(
     let mut seen = seen.clone();
     let (mut done, mut size) = (0, events.len());
     let (mut handled, mut parked) = (0, None);
+    let mut timers = seen.next_timer.is_some();
     while done < events.len() {
         let part = whole_positions(&events[done..], size);
-        let is_last = done + part.len() == page.events.len();
+        let is_last = done + part.len() == page_events.len();
         let to = if is_last { page.scanned_to } else { part[part.len() - 1].position };
         let (wanted, letters) = behind.part(done, part);
         let mut after = seen.moved_to(to);
         after.letters = seen.letters.after(count(&wanted), count(&letters));
         let newly_parked = park::parked(&letters);
-        match handle(engine, registered, &seen, &wanted, letters, &after).await? {
-            Part::Committed => {
+        match handle(engine, registered, &seen, page.run(), &wanted, letters, &after).await? {
+            Part::Committed { timers: more } => {
+                timers |= more;
                 done += part.len();
                 handled += wanted.len();
                 parked = Parked::and(parked, newly_parked);
@@ -127,7 +136,10 @@ pub(crate) async fn run(
     }
     let to = seen.read_from();
     Ok(match parked {
-        None => Unit::Moved { events: handled, to },
+        None => {
+            let is_whole = done == page_events.len() && !timers;
+            Unit::Moved { events: handled, to, row: is_whole.then(|| Box::new(seen)) }
+        }
         Some(parked) => Unit::Parked { events: handled, parked, to },
     })
 }
@@ -136,33 +148,26 @@ fn count<T>(events: &[T]) -> u64 {
     u64::try_from(events.len()).unwrap_or(u64::MAX)
 }
 
-/// At most `size` of the events, but all of one position: what one stored event was made into is never parted.
-fn whole_positions(events: &[Event], size: usize) -> &[Event] {
-    let is_cut_at = |end: usize| end < events.len() && events[end].position == events[end - 1].position;
-    let mut end = events.len().min(size.max(1));
-    while end > 1 && is_cut_at(end) {
-        end -= 1;
-    }
-    while is_cut_at(end) {
-        end += 1;
-    }
-    &events[..end]
-}
-
 /// Handles a part of a page in one transaction, and sets aside what stands behind dead letters.
 async fn handle(
     engine: &Engine,
     registered: &Registered,
     seen: &Subscription,
+    read_in: Run,
     events: &[Event],
     letters: Vec<NewLetter<'_>>,
     after: &Subscription,
 ) -> Result<Part, EngineError> {
     let mut context = Context::new(engine, &registered.definition, seen);
-    if engine.has_row_locks()
-        && let Err(error) = context.tx().await
-    {
-        return not_begun(error);
+    if engine.has_row_locks() {
+        if let Err(error) = context.tx().await {
+            return not_begun(error);
+        }
+        if engine.feed().run() != read_in {
+            // The server was restarted or replaced since, and may not have these events any more.
+            context.roll_back().await;
+            return Ok(Part::Busy);
+        }
     }
     match work(engine, registered, events, context).await {
         Ok(context) => commit(engine, seen, context, letters, after).await,
@@ -237,6 +242,7 @@ pub(crate) async fn finish(
     mut tx: Tx,
     planned: Planned,
 ) -> Result<Part, EngineError> {
+    let timers = !planned.timers.is_empty();
     if let Err(error) = planned.timers.write(&mut tx, &seen.id).await {
         tx.rollback().await;
         return Ok(classify(error.into()));
@@ -251,7 +257,7 @@ pub(crate) async fn finish(
         return Ok(classify(error.into()));
     }
     Ok(match commit_tx(engine, &seen.id, tx).await? {
-        Ok(()) => Part::Committed,
+        Ok(()) => Part::Committed { timers },
         Err(error) => classify(error.into()),
     })
 }

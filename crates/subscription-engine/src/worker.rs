@@ -9,6 +9,7 @@ use std::time::Duration;
 use store::{Timestamp, messages};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::cursor::Cursor;
@@ -77,6 +78,7 @@ impl Worker {
         stopping.send_replace(true);
         engine.store().announce();
         let ended: Vec<_> = ended_early.into_iter().chain(join_all(tasks).await).collect();
+        engine.feed().rest().await;
         // Without its row it would only be taken as alive for a while; that must not hold up the end.
         let forget = worker_row::forget_worker(engine.store().database(), self.id);
         if !matches!(tokio::time::timeout(FORGET_LIMIT, forget).await, Ok(Ok(()))) {
@@ -126,6 +128,7 @@ impl Worker {
     async fn follow_all(self, stopping: watch::Receiver<bool>, is_careful: bool) {
         let mut tasks = JoinSet::new();
         let mut followed = HashSet::new();
+        let began = Instant::now();
         while !*stopping.borrow() {
             match self.engine.select(&self.criteria).await {
                 Err(error) => {
@@ -136,8 +139,12 @@ impl Worker {
                     for subscription in subscriptions {
                         let id = subscription.id;
                         if self.engine.registered(&id).is_some() && followed.insert(id.clone()) {
-                            let cursor = if is_careful { Cursor::with_care() } else { Cursor::new() };
-                            tasks.spawn(follow(self.engine.clone(), id, cursor, stopping.clone()));
+                            let cursor = if is_careful {
+                                Cursor::with_care(&self.engine)
+                            } else {
+                                Cursor::new(&self.engine)
+                            };
+                            tasks.spawn(follow(self.engine.clone(), id, cursor, began, stopping.clone()));
                         }
                     }
                 }
@@ -152,15 +159,27 @@ impl Worker {
     }
 }
 
-/// Keeps one subscription moving until told to stop.
-async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch::Receiver<bool>) {
+/// Keeps one subscription moving until told to stop. All that `began` at the same moment look again at the same moments,
+/// so that what they look at is read once for all.
+async fn follow(
+    engine: Engine,
+    id: String,
+    mut cursor: Cursor,
+    began: Instant,
+    stopping: watch::Receiver<bool>,
+) {
     let poll = engine.settings().poll;
     let mut wake = engine.store().wake();
     let mut back_off = FIRST_BACK_OFF;
     let mut was_quiet = false;
+    let mut has_waited = true;
     let mut obstacle = Obstacle::perhaps_left_behind();
     loop {
-        wake.arm();
+        // Without a hint since it was last looked, nothing was committed since that would not be told.
+        if wake.arm() || has_waited {
+            cursor.look_anew();
+        }
+        has_waited = false;
         if *stopping.borrow() {
             break;
         }
@@ -175,16 +194,20 @@ async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch:
             Ok(Step::Idle(due)) => {
                 back_off = FIRST_BACK_OFF;
                 obstacle.is_gone(&engine, &id).await;
-                let wait = until_due(&engine, due).await.min(poll);
-                let start = tokio::time::Instant::now();
+                let wait = until_due(&engine, due).await.min(until_beat(began.elapsed(), poll));
+                let start = Instant::now();
                 wake.wait(wait).await;
                 was_quiet = start.elapsed() >= wait;
+                has_waited = true;
             }
-            Ok(Step::Busy) => wake.wait(BUSY_PAUSE).await,
+            Ok(Step::Busy) => {
+                wake.wait(BUSY_PAUSE).await;
+                has_waited = true;
+            }
             Ok(Step::Stalled(why)) => {
                 tracing::warn!(subscription = id, "{id} is stalled: {why}; trying again in {back_off:?}");
                 obstacle.is_met(&engine, &id, &why).await;
-                cursor.is_checked = false;
+                cursor.doubt(&engine);
                 stopped_within(back_off, stopping.clone()).await;
                 back_off = (back_off * 2).min(LONGEST_BACK_OFF);
             }
@@ -195,8 +218,7 @@ async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch:
                     "{id} could not go on: {why}; trying again in {back_off:?}"
                 );
                 obstacle.is_met(&engine, &id, &why).await;
-                // The database may have been restored meanwhile.
-                cursor.is_checked = false;
+                cursor.doubt(&engine);
                 stopped_within(back_off, stopping.clone()).await;
                 back_off = (back_off * 2).min(LONGEST_BACK_OFF);
             }
@@ -205,6 +227,12 @@ async fn follow(engine: Engine, id: String, mut cursor: Cursor, stopping: watch:
     if let Err(error) = engine.save_cursor(&id, &cursor).await {
         tracing::debug!(subscription = id, %error, "{id} is looked at again from its stored position");
     }
+}
+
+/// How long it is until the next of the moments that are so far apart.
+fn until_beat(elapsed: Duration, apart: Duration) -> Duration {
+    let since_last = elapsed.as_nanos().checked_rem(apart.as_nanos()).unwrap_or(0);
+    apart.saturating_sub(Duration::from_nanos(u64::try_from(since_last).unwrap_or(u64::MAX)))
 }
 
 /// How long it is until then, by the log's clock.

@@ -8,10 +8,11 @@ use async_trait::async_trait;
 use sqlx::postgres::PgListener;
 use sqlx::{Connection, PgConnection};
 use store::{Filter, Position, Store};
+use subscription_engine::{Criteria, Worker};
 use testkit::Random;
 use tokio::time::sleep;
 
-use super::here::{Append, last_raw_sqlite};
+use super::here::{Append, engine_that_tells, last_raw_sqlite};
 use super::{RAW_FILE, RAW_INSERT, RAW_SELECT};
 use crate::BoxError;
 use crate::databases::{Bench, LOG, open};
@@ -34,6 +35,16 @@ pub(crate) struct ChildArguments {
     /// Without Herald.
     #[arg(long)]
     by_hand: bool,
+    /// As the worker of a subscription.
+    #[arg(long, conflicts_with = "by_hand")]
+    worker: bool,
+}
+
+/// A subscriber in another process, which has an event when its handler is called.
+pub(crate) fn worker_there(bench: &Bench, store: &Store) -> Result<Contender, BoxError> {
+    let child = Waiting::start(&bench.url(LOG), Some("--worker"))?;
+    let append = AppendThere::Here(Append::Herald(store.clone()));
+    Ok(Contender::new("Herald", [Across { append, child, random: Random::from_seed(SEED) }]))
 }
 
 /// The times, and a line for each process about what it costs when nothing happens.
@@ -52,8 +63,8 @@ pub(super) async fn compare(
             ("NOTIFY + select", AppendThere::Notify(connection))
         }
     };
-    let by_hand = Waiting::start(&bench.url(RAW_FILE), true)?;
-    let herald = Waiting::start(&bench.url(LOG), false)?;
+    let by_hand = Waiting::start(&bench.url(RAW_FILE), Some("--by-hand"))?;
+    let herald = Waiting::start(&bench.url(LOG), None)?;
     let processes = [(name, by_hand.process.id()), ("Herald", herald.process.id())];
     let mut idle = Vec::new();
     for (name, process) in processes {
@@ -85,12 +96,9 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn start(url: &str, by_hand: bool) -> Result<Self, BoxError> {
+    fn start(url: &str, how: Option<&str>) -> Result<Self, BoxError> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["wake-child", url]).stdout(Stdio::piped());
-        if by_hand {
-            command.arg("--by-hand");
-        }
+        command.args(["wake-child", url]).args(how).stdout(Stdio::piped());
         let mut process = command.spawn()?;
         let output = BufReader::new(process.stdout.take().ok_or("a pipe was asked for")?);
         let mut waiting = Self { process, output };
@@ -117,7 +125,7 @@ impl Drop for Waiting {
 }
 
 /// What the threads of a process have run in all.
-fn run_time(process: u32) -> Result<Duration, BoxError> {
+pub(crate) fn run_time(process: u32) -> Result<Duration, BoxError> {
     let mut nanos = 0;
     for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
         let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
@@ -207,6 +215,12 @@ pub(crate) async fn be_child(arguments: &ChildArguments) -> Result<(), BoxError>
                 tell(after)?;
                 listener.recv().await?;
             }
+        }
+        _ if arguments.worker => {
+            let engine = engine_that_tells(&open(url).await?, |position| tell(position).is_ok())?;
+            engine.catch_up(&Criteria::all()).await?;
+            let worker = Worker::new(engine, Criteria::all(), "bench");
+            Ok(worker.run(std::future::pending(), || drop(tell(0))).await?)
         }
         _ => {
             let store = open(url).await?;

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection};
-use store::{ExpectedVersion, Filter, Json, NewEvent, Position, Store, StreamName};
+use store::{Event, ExpectedVersion, Filter, Json, NewEvent, Position, Store, StreamName};
+use subscription_engine::{
+    BoxError as HandlerError, Context, Criteria, Definition, Engine, Registry, Subscriber, Worker,
+};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
@@ -46,6 +49,41 @@ pub(super) async fn compare(plan: &Plan, bench: &Bench, store: &Store) -> Result
     tokio::spawn(read(store.clone(), had));
     let herald = Here { append: Append::Herald(store.clone()), arrived };
     plan.compare(bench.name(), "same process", vec![raw, Contender::new("Herald", [herald])]).await
+}
+
+/// A subscriber in this process, which has an event when its handler is called.
+pub(crate) async fn worker_here(store: &Store) -> Result<Contender, BoxError> {
+    let (had, arrived) = mpsc::unbounded_channel();
+    let had_last = move |position| had.send((position, Instant::now())).is_ok();
+    let engine = engine_that_tells(store, had_last)?;
+    engine.catch_up(&Criteria::all()).await?;
+    tokio::spawn(Worker::new(engine, Criteria::all(), "bench").run(std::future::pending(), || {}));
+    Ok(Contender::new("Herald", [Here { append: Append::Herald(store.clone()), arrived }]))
+}
+
+/// An engine with one subscriber that tells of the last event of each call; where nobody listens it fails.
+pub(super) fn engine_that_tells(
+    store: &Store,
+    tell: impl Fn(i64) -> bool + Send + Sync + 'static,
+) -> Result<Engine, BoxError> {
+    let teller: Arc<dyn Subscriber> = Arc::new(Teller(tell));
+    Ok(Engine::new(store.clone(), Registry::new([teller])?, "bench"))
+}
+
+struct Teller<T>(T);
+
+#[async_trait]
+impl<T: Fn(i64) -> bool + Send + Sync> Subscriber for Teller<T> {
+    fn definition(&self) -> Definition {
+        Definition::processor("teller")
+    }
+
+    async fn handle(&self, events: &[Event], _: &mut Context<'_>) -> Result<(), HandlerError> {
+        match events.last() {
+            Some(last) if !(self.0)(last.position.0) => Err("nobody listens".into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Appends one event and waits until the reader has it.

@@ -14,7 +14,7 @@ use crate::event::Position;
 
 /// A run of the server, as this process counts them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Run(u64);
+pub struct Run(u64);
 
 /// Up to where everything was settled at a moment, in a certain run.
 #[derive(Clone, Copy, Debug)]

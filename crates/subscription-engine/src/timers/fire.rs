@@ -103,7 +103,7 @@ impl Engine {
         };
         let now = self.clock().now().await?;
         let is_due = next <= now;
-        let is_their_turn = cursor.is_checked && !cursor.timers_went;
+        let is_their_turn = cursor.is_checked(self) && !cursor.timers_went;
         let mut barrier = None;
         if is_due && is_their_turn {
             // Whatever comes of it, also an error: the events are next.
@@ -192,7 +192,7 @@ async fn fire_in_parts(
     while done < timers.len() {
         let part = &timers[done..timers.len().min(done + size)];
         match fire_part(engine, registered, seen, part).await? {
-            Part::Committed => done += part.len(),
+            Part::Committed { .. } => done += part.len(),
             Part::Failed(_) if part.len() > 1 => size = part.len() / 2,
             Part::Failed(error) => {
                 return Ok(if note_failure(engine, registered, seen, &part[0], error).await? {
