@@ -105,7 +105,7 @@ both! {
         let placed = |from, to, status| {
             Outcome::Placed { from: Position(from), to: Position(to), status, letters: 0 }
         };
-        assert_eq!(rewind(&engine, "counting", 2).await, placed(4, 2, Status::Booting));
+        assert_eq!(rewind(&engine, "counting", 2).await, placed(4, 2, Status::Active));
         engine.catch_up(&Criteria::all()).await.unwrap();
         assert_eq!(counted(&store).await, [1, 2, 3, 3, 4, 4]);
         assert_eq!(status(&engine, "counting").await, Status::Active);
@@ -120,7 +120,7 @@ both! {
         engine.pause(&Criteria::id("counting"), "maintenance").await.unwrap();
         assert_eq!(rewind(&engine, "counting", 6).await, placed(7, 6, Status::Paused));
         engine.reactivate(&Criteria::id("counting"), "done").await.unwrap();
-        assert_eq!(status(&engine, "counting").await, Status::Booting);
+        assert_eq!(status(&engine, "counting").await, Status::Active);
         for (id, to) in [("actor", 1), ("counting", 8), ("counting", -1), ("counting", 6), ("nobody", 1)] {
             let outcome = rewind(&engine, id, to).await;
             assert!(matches!(outcome, Outcome::Refused { .. }), "{id} {to}: {outcome:?}");
@@ -162,7 +162,7 @@ both! {
         engine.catch_up(&Criteria::all()).await.unwrap();
         assert_eq!(status(&engine, "failing").await, Status::Error);
         let outcome = rewind(&engine, "failing", 2).await;
-        assert!(matches!(outcome, Outcome::Placed { status: Status::Booting, .. }), "{outcome:?}");
+        assert!(matches!(outcome, Outcome::Placed { status: Status::Active, .. }), "{outcome:?}");
         engine.catch_up(&Criteria::all()).await.unwrap();
         let now = look(&engine, "failing").await;
         assert_eq!((now.state, now.position, now.attempt), (State::Active, Some(Position(3)), 0));

@@ -31,6 +31,7 @@ mod engine_interference;
 mod engine_lifecycle;
 mod engine_look_back;
 mod engine_retry;
+mod engine_rewind;
 mod engine_skip;
 mod engine_standing;
 mod engine_upcasting;

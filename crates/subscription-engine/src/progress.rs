@@ -435,6 +435,8 @@ impl Engine {
                 return Ok(Some(Outcome::Failed { failure }));
             }
         };
+        // Before its state is that of one that has never done anything.
+        subscription = subscription.with_history();
         subscription.state = next(&State::New, Transition::SetUp { skip_booting: false })?;
         // Their events come again; what is still poison then becomes a letter again.
         let reason = self.forget_letters(&mut tx, &subscription, reason).await?;

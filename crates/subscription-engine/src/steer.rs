@@ -17,9 +17,9 @@ fn refused(why: impl Into<String>) -> Outcome {
 }
 
 impl Engine {
-    /// Puts a projector somewhere else: back, so that events come once more, or forward, so that some never come. Set
-    /// back, it boots again: what it plans for the outside has been planned before. Refused for anything but a
-    /// projector, because actions would be repeated.
+    /// Puts a projector somewhere else: back, so that events come once more, or forward, so that some never come. What
+    /// comes once more plans nothing, because it has been planned before; what comes for the first time after that does.
+    /// Refused for anything but a projector, because actions would be repeated.
     pub async fn rewind(&self, id: &str, position: Position, reason: &str) -> Result<Outcome, EngineError> {
         refuse_inside_unit()?;
         let head = self.store().head().await?.position;
@@ -38,8 +38,9 @@ impl Engine {
                 "{id} is no projector: only projectors can be put somewhere else, actions would be repeated"
             ))),
             Some(_) if position == from => Err(refused(format!("it stands at {position} already"))),
-            Some(_) => next(&seen.state, Transition::Place { back: position < from })
-                .map_err(|impossible| refused(impossible.to_string())),
+            Some(_) => {
+                next(&seen.state, Transition::Place).map_err(|impossible| refused(impossible.to_string()))
+            }
         };
         let state = match state {
             Ok(state) => state,
@@ -50,6 +51,8 @@ impl Engine {
         };
         let letters = dead_letters::forget(&mut tx, id, position).await?;
         let status = seen.state.status();
+        // Before its state may change: that of a failure while it booted says the same as booting.
+        let seen = if position < from { seen.with_history() } else { seen };
         let mut subscription = Subscription { state, ..seen.without_attempts() };
         subscription.position = Some(position);
         subscription.letters = match subscription.letters.open.saturating_sub(letters) {
