@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use store::{Json, Position, Store};
 use subscription_engine::{
-    Criteria, Definition, Delivery, Engine, LetterFilter, NewEffect, Outcome, ParkKey, Poison, RetryStrategy,
-    Status,
+    Criteria, Definition, Delivery, Engine, LetterFilter, NewEffect, Outcome, ParkKey, Placing, Poison,
+    RetryStrategy, Status,
 };
 use testkit::{Alarm, Alarms, Receiver, Scripted, both};
 
@@ -42,7 +42,50 @@ async fn emitted(store: &Store) -> usize {
     store.read_stream(&stream("subscription_telling"), 0, 100).await.map_or(0, |page| page.events.len())
 }
 
+/// Puts it somewhere else from where it stands.
+async fn rewind(engine: &Engine, id: &str, to: i64) -> Outcome {
+    let placing = Placing { seen_at: look(engine, id).await.read_from(), to: Position(to) };
+    engine.rewind(id, placing, "test").await.unwrap()
+}
+
 both! {
+    /// E-16: what was confirmed is done or refused, never the opposite of it.
+    async fn e16_what_was_confirmed_of_another_place_is_refused(database: TestDatabase) {
+        let store = database.store().await;
+        let (engine, _) = live(&store).await;
+        append_typed(&store, "a-1", &["Happened"; 4]).await;
+        engine.catch_up(&Criteria::all()).await.unwrap();
+        let stands = look(&engine, "telling").await.read_from();
+        let placing = |seen_at, to| Placing { seen_at: Position(seen_at), to: Position(to) };
+        // It was to be moved forward to 3, or from 1 to 3, or back from where it has never been.
+        for placing in [placing(1, 3), placing(3, 3), placing(stands.0 + 2, stands.0 + 1)] {
+            let outcome = engine.rewind("telling", placing, "test").await.unwrap();
+            assert!(matches!(outcome, Outcome::Refused { .. }), "{placing:?}: {outcome:?}");
+        }
+        assert_eq!(look(&engine, "telling").await.read_from(), stands);
+        // It has moved on by itself since: that is still back.
+        let outcome = engine.rewind("telling", placing(3, 1), "test").await.unwrap();
+        assert!(matches!(outcome, Outcome::Placed { to: Position(1), .. }), "{outcome:?}");
+        // Somebody set it back since: what was confirmed to be passed over was less.
+        let outcome = engine.rewind("telling", placing(3, 4), "test").await.unwrap();
+        assert_eq!(
+            outcome,
+            Outcome::Refused { why: "it stood at 3 when that was decided and stands at 1 now; look again".to_owned() }
+        );
+    }
+
+    /// E-16, S-60: one whose place is not in this log any more is not put elsewhere from there.
+    async fn e16_one_that_strayed_is_not_put_elsewhere(database: TestDatabase) {
+        let store = database.store().await;
+        let (engine, _) = live(&store).await;
+        append_typed(&store, "a-1", &["Happened", "Happened"]).await;
+        engine.catch_up(&Criteria::all()).await.unwrap();
+        let sql = "UPDATE herald_subscriptions SET position = 1000 WHERE id = 'telling'";
+        store.database().execute(sql, ()).await.unwrap();
+        let outcome = rewind(&engine, "telling", 1).await;
+        assert!(matches!(&outcome, Outcome::Refused { why } if why.contains("does not fit the log")), "{outcome:?}");
+    }
+
     /// E-16, E-43: a timer that is cancelled and set again in what comes once more is still there.
     async fn e43_e16_a_projector_that_is_set_back_keeps_its_timers(database: TestDatabase) {
         let store = database.store_with_manual_clock().await;
@@ -53,7 +96,7 @@ both! {
         assert_eq!(pending(&engine).await, ["k"]);
         let before = engine.timers("alarms", None, 10).await.unwrap();
 
-        let placed = engine.rewind("alarms", Position(0), "test").await.unwrap();
+        let placed = rewind(&engine, "alarms", 0).await;
         assert!(matches!(placed, Outcome::Placed { status: Status::Active, .. }), "{placed:?}");
         engine.catch_up(&Criteria::all()).await.unwrap();
         assert_eq!(engine.timers("alarms", None, 10).await.unwrap(), before);
@@ -70,8 +113,8 @@ both! {
         engine.catch_up(&Criteria::all()).await.unwrap();
         let head = store.head().await.unwrap().position;
         append_typed(&store, "a-1", &["Happened"]).await;
-        engine.rewind("telling", Position(1), "test").await.unwrap();
-        engine.rewind("telling", Position(0), "further back").await.unwrap();
+        rewind(&engine, "telling", 1).await;
+        rewind(&engine, "telling", 0).await;
         assert_eq!(look(&engine, "telling").await.history_to, Some(head));
         engine.catch_up(&Criteria::all()).await.unwrap();
         let third = (head.0 + 1).to_string();
@@ -104,7 +147,7 @@ both! {
             .unwrap();
         engine.set_up(&Criteria::all(), false).await.unwrap();
         engine.boot(&Criteria::all(), Some(2)).await.unwrap();
-        let placed = engine.rewind("telling", Position(1), "test").await.unwrap();
+        let placed = rewind(&engine, "telling", 1).await;
         assert!(matches!(placed, Outcome::Placed { status: Status::Booting, .. }), "{placed:?}");
         engine.catch_up(&Criteria::all()).await.unwrap();
         assert_eq!((receiver.bodies().len(), emitted(&store).await), (0, 0));

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use store::{Position, Store};
 use subscription_engine::{
-    Criteria, Definition, Engine, Outcome, Poison, RetryStrategy, RunMode, Standing, State, Status, Waited,
+    Criteria, Definition, Engine, Outcome, Placing, Poison, RetryStrategy, RunMode, Standing, State, Status,
+    Waited,
 };
 use testkit::{Collector, Failing, Scripted, both, position};
 
@@ -38,7 +39,9 @@ async fn counted(store: &Store) -> Vec<i64> {
 }
 
 async fn rewind(engine: &Engine, id: &str, to: i64) -> Outcome {
-    engine.rewind(id, Position(to), "to see it").await.unwrap()
+    let seen_at = engine.status(&Criteria::id(id)).await.unwrap();
+    let seen_at = seen_at.first().map_or(Position::START, |overview| overview.subscription.read_from());
+    engine.rewind(id, Placing { seen_at, to: Position(to) }, "to see it").await.unwrap()
 }
 
 both! {

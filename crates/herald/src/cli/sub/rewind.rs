@@ -2,7 +2,7 @@
 
 use clap::Args;
 use store::Position;
-use subscription_engine::Criteria;
+use subscription_engine::{Criteria, Placing};
 
 use super::told;
 use crate::app::App;
@@ -27,8 +27,12 @@ pub(crate) struct Arguments {
 pub(super) async fn run(app: &App, global: &Global, arguments: &Arguments, reason: &str) -> Result<(), Exit> {
     let Arguments { id, position } = arguments;
     let criteria = known(app, Criteria::id(id)).await?;
+    let to = Position(*position);
+    // One that is not discovered yet is shown as well: at the start.
+    let mut placing = Placing { seen_at: Position::START, to };
     if let Some(overview) = app.engine.status(&criteria).await?.first() {
-        let stands = overview.subscription.read_from().0;
+        placing.seen_at = overview.subscription.read_from();
+        let stands = placing.seen_at.0;
         if *position > stands {
             reason_given(global, "passed over")?;
             let events = position - stands;
@@ -48,6 +52,6 @@ pub(super) async fn run(app: &App, global: &Global, arguments: &Arguments, reaso
             )?;
         }
     }
-    let outcome = app.engine.rewind(id, Position(*position), reason).await?;
+    let outcome = app.engine.rewind(id, placing, reason).await?;
     told(global, "rewind", &vec![(id.clone(), outcome)], "nothing to put elsewhere")
 }
