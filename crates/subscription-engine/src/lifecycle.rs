@@ -322,7 +322,7 @@ impl Engine {
     async fn delete(&self, mut tx: Tx, subscription: &Subscription, why: &str) -> Result<(), EngineError> {
         let why = self.forget_letters(&mut tx, subscription, why).await?;
         let why = self.forget_timers(&mut tx, &subscription.id, why).await?;
-        markers::unmark_removed(&mut tx, &subscription.id).await?;
+        markers::forget_all(&mut tx, &subscription.id).await?;
         records::delete(&mut tx, subscription, &why, self.who()).await?;
         tx.commit().await?;
         self.store().announce();

@@ -441,6 +441,7 @@ impl Engine {
         // Their events come again; what is still poison then becomes a letter again.
         let reason = self.forget_letters(&mut tx, &subscription, reason).await?;
         let reason = self.forget_timers(&mut tx, id, reason).await?;
+        markers::forget_all(&mut tx, id).await?;
         subscription = subscription.without_attempts();
         (subscription.position, subscription.letters) = (None, Letters::default());
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();

@@ -7,6 +7,7 @@ use store::Position;
 use crate::dead_letters;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report, refuse_inside_unit};
 use crate::lifecycle::no_code;
+use crate::markers;
 use crate::poison::Letters;
 use crate::records;
 use crate::subscriber::Kind;
@@ -77,6 +78,7 @@ impl Engine {
             }
         };
         let letters = dead_letters::forget(&mut tx, id, position).await?;
+        markers::forget_all(&mut tx, id).await?;
         let status = seen.state.status();
         // Before its state may change: that of a failure while it booted says the same as booting.
         let seen = if position < from { seen.with_history() } else { seen };
