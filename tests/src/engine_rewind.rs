@@ -7,11 +7,28 @@ use subscription_engine::{
     Criteria, Definition, Delivery, Engine, LetterFilter, NewEffect, Outcome, ParkKey, Placing, Poison,
     RetryStrategy, Status,
 };
-use testkit::{Alarm, Alarms, Receiver, Scripted, both};
+use testkit::{Alarm, Receiver, Scripted, both};
 
 use crate::engine::{append_typed, engine, look, status};
 use crate::given::stream;
 use crate::timers::{ask, at, pending};
+
+/// Sets and cancels timers as events ask.
+fn setting(definition: Definition) -> Arc<Scripted> {
+    Arc::new(Scripted::new(definition, |events, context| {
+        Box::pin(async move {
+            for event in events {
+                let alarm: Alarm = event.payload.to()?;
+                let mut cause = context.because_of(event);
+                match alarm.due {
+                    Some(due) => cause.set_timer(&alarm.key, due, event.payload.clone())?,
+                    None => cause.cancel_timer(&alarm.key)?,
+                }
+            }
+            Ok(())
+        })
+    }))
+}
 
 /// Plans a mail for each event, and emits one.
 fn telling(definition: Definition) -> Arc<Scripted> {
@@ -89,7 +106,7 @@ both! {
     /// E-16, E-43: a timer that is cancelled and set again in what comes once more is still there.
     async fn e43_e16_a_projector_that_is_set_back_keeps_its_timers(database: TestDatabase) {
         let store = database.store_with_manual_clock().await;
-        let engine = engine(&store, vec![Alarms::new(Definition::projector("alarms"))]);
+        let engine = engine(&store, vec![setting(Definition::projector("alarms"))]);
         engine.catch_up(&Criteria::all()).await.unwrap();
         ask(&store, &[at("k", 10), Alarm::cancelled("k"), at("k", 20)]).await;
         engine.catch_up(&Criteria::all()).await.unwrap();
@@ -99,6 +116,7 @@ both! {
         let placed = rewind(&engine, "alarms", 0).await;
         assert!(matches!(placed, Outcome::Placed { status: Status::Active, .. }), "{placed:?}");
         engine.catch_up(&Criteria::all()).await.unwrap();
+        assert_eq!(look(&engine, "alarms").await.read_from(), Position(3), "it went through all of it again");
         assert_eq!(engine.timers("alarms", None, 10).await.unwrap(), before);
         ask(&store, &[Alarm::cancelled("k")]).await;
         engine.catch_up(&Criteria::all()).await.unwrap();

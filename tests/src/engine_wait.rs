@@ -165,7 +165,7 @@ both! {
         engine.catch_up(&Criteria::all()).await.unwrap();
         assert_eq!(status(&engine, "failing").await, Status::Error);
         let outcome = rewind(&engine, "failing", 2).await;
-        assert!(matches!(outcome, Outcome::Placed { status: Status::Active, .. }), "{outcome:?}");
+        assert!(matches!(outcome, Outcome::Placed { status: Status::Booting, .. }), "{outcome:?}");
         engine.catch_up(&Criteria::all()).await.unwrap();
         let now = look(&engine, "failing").await;
         assert_eq!((now.state, now.position, now.attempt), (State::Active, Some(Position(3)), 0));
