@@ -13,6 +13,7 @@ use crate::markers;
 use crate::poison::{Letters, Parked};
 use crate::records::{self, Claim};
 use crate::retry::RetryStrategy;
+use crate::stalls;
 use crate::subscriber::{Kind, RunMode};
 use crate::subscription::{Failure, Resume, State, Status, Subscription, Transition, next};
 use crate::unit::{self, FailsAt, Unit};
@@ -452,3 +453,4 @@ impl Engine {
         Ok(None)
     }
 }
+        stalls::forget_removed(&mut tx, id).await?;
