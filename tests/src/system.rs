@@ -28,6 +28,7 @@ mod engine_exactly_once;
 mod engine_failure;
 mod engine_handlers;
 mod engine_interference;
+mod engine_leftovers;
 mod engine_lifecycle;
 mod engine_look_back;
 mod engine_retry;

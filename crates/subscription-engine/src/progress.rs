@@ -51,10 +51,37 @@ impl Engine {
         self.move_each(criteria, Resume::Booting, limit).await
     }
 
-    /// Moves what is Active to the head as it is now. Subscriptions of this program whose subscriber is gone are detached.
+    /// Moves what is Active to the head as it is now, and fires the timers of it that are due there. Subscriptions of
+    /// this program whose subscriber is gone are detached.
     pub async fn run(&self, criteria: &Criteria, limit: Option<u64>) -> Result<Report, EngineError> {
+        let report = self.run_events(criteria, limit).await?;
+        for _ in 0..self.settings().catch_up_rounds {
+            if self.fire_timers(criteria).await?.is_nothing() {
+                break;
+            }
+        }
+        self.as_they_ended(report).await
+    }
+
+    async fn run_events(&self, criteria: &Criteria, limit: Option<u64>) -> Result<Report, EngineError> {
         let mut report = self.detach(criteria).await?;
         report.extend(self.move_each(criteria, Resume::Active, limit).await?);
+        Ok(report)
+    }
+
+    /// A subscription that was moved, and stopped after that at a timer, has failed.
+    async fn as_they_ended(&self, mut report: Report) -> Result<Report, EngineError> {
+        for subscription in records::load_all(self.store().database()).await? {
+            let State::Error { failure, .. } = subscription.state else { continue };
+            for (id, outcome) in &mut report {
+                if *id == subscription.id
+                    && let Outcome::CaughtUp { .. } | Outcome::LimitReached { .. } | Outcome::Parked { .. } =
+                        outcome
+                {
+                    *outcome = Outcome::Failed { failure: failure.clone() };
+                }
+            }
+        }
         Ok(report)
     }
 
@@ -72,7 +99,7 @@ impl Engine {
                 report.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Became { .. })).count();
             report.retain(|(_, outcome)| !matches!(outcome, Outcome::Became { .. }));
             report.extend(self.boot(criteria, None).await?);
-            report.extend(self.run(criteria, None).await?);
+            report.extend(self.run_events(criteria, None).await?);
             let fired = self.fire_timers(criteria).await?;
             let delivered = self.deliver(criteria).await?;
             let moved = |outcome: &Outcome| match outcome {
@@ -96,7 +123,7 @@ impl Engine {
             }
             outcomes.extend(report);
             if idle && self.store().head().await?.position == before {
-                return Ok(outcomes.into_iter().collect());
+                return self.as_they_ended(outcomes.into_iter().collect()).await;
             }
         }
         Ok(vec![(
