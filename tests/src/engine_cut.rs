@@ -130,7 +130,33 @@ async fn e34_a_lost_server_is_no_death() {
     worker.kill().await.unwrap();
 }
 
+/// Not a test: somebody who moves everything by hand once, as a process of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_catch_up_that_may_die() {
+    let Ok(url) = std::env::var(URL) else { return };
+    let store = TestDatabase::at(&url).open().await;
+    let (engine, _) = engine_with_a_killer(&store);
+    engine.catch_up(&Criteria::all()).await.unwrap();
+}
+
 both! {
+    /// E-34, E-08: moved by hand after a worker has died, the very event is found as well.
+    async fn e34_what_is_moved_by_hand_is_as_careful_as_a_worker(database: TestDatabase) {
+        let store = database.store().await;
+        let (engine, _) = engine_with_a_killer(&store);
+        append(&store, 400).await;
+        Running::start_for(&engine, Criteria::id("nobody")).await.kill().await;
+        for starts in 1.. {
+            assert!(starts <= 40, "it dies again and again: {:?}", look(&engine, "killer").await);
+            process(&database, "a_catch_up_that_may_die").status().await.unwrap();
+            if let State::Error { next_retry: None, .. } = look(&engine, "killer").await.state {
+                break;
+            }
+        }
+        let now = look(&engine, "killer").await;
+        assert_eq!((position(&now), now.attempt), (POISON - 1, RETRIES));
+    }
+
     /// E-34, E-11, E-14: a marker that was written for an earlier life says nothing of this one, whoever may be at it.
     async fn e34_a_marker_of_an_earlier_life_is_not_believed(database: TestDatabase) {
         let store = database.store().await;

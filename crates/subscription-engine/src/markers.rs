@@ -20,6 +20,7 @@ use crate::park;
 use crate::subscriber::Registered;
 use crate::subscription::Subscription;
 use crate::unit::{self, FailsAt, Unit};
+use crate::worker_row;
 
 /// A unit that was under way when its process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,6 +154,19 @@ async fn server_began_after(database: &Database, marked_at: Timestamp) -> sqlx::
 }
 
 impl Engine {
+    /// Whether a worker other than this one has left its row behind: it died, perhaps of an event, or it is still at
+    /// work.
+    pub(crate) async fn a_worker_may_have_died(&self, but_not: Option<Uuid>) -> Result<bool, EngineError> {
+        let workers = worker_row::workers(self.store().database()).await?;
+        Ok(workers.iter().any(|worker| Some(worker.id) != but_not && worker.program == self.program()))
+    }
+
+    /// The cursor of who moves subscriptions by hand: as careful as that of a worker that begins.
+    pub(crate) async fn cursor_by_hand(&self) -> Result<Cursor, EngineError> {
+        let is_careful = self.a_worker_may_have_died(None).await?;
+        Ok(if is_careful { Cursor::with_care() } else { Cursor::new() })
+    }
+
     /// What follows from a marker that is there before a unit begins: nothing, if there is none or it is ours; a
     /// failed attempt, if somebody died of that very event. Otherwise the cursor is told to go on carefully.
     pub(crate) async fn after_a_cut(

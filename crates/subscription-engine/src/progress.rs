@@ -166,7 +166,7 @@ impl Engine {
     ) -> Result<Option<Outcome>, EngineError> {
         // Subscribers that feed themselves would never be done with a head that moves on.
         let goal = self.store().head().await?.position;
-        let mut cursor = Cursor::new();
+        let mut cursor = self.cursor_by_hand().await?;
         let (mut events, mut parked) = (0, None);
         let mut worked = false;
         loop {
@@ -396,7 +396,7 @@ impl Engine {
             return Ok(refused);
         }
         let Some(registered) = self.registered(id) else { return Ok(Outcome::Busy) };
-        let mut cursor = Cursor::new();
+        let mut cursor = self.cursor_by_hand().await?;
         let mut wake = self.store().wake();
         let mut parked = None;
         loop {
@@ -470,6 +470,7 @@ impl Engine {
         let reason = self.forget_letters(&mut tx, &subscription, reason).await?;
         let reason = self.forget_timers(&mut tx, id, reason).await?;
         markers::forget_all(&mut tx, id).await?;
+        stalls::forget_removed(&mut tx, id).await?;
         subscription = subscription.without_attempts();
         (subscription.position, subscription.letters) = (None, Letters::default());
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();
@@ -480,4 +481,3 @@ impl Engine {
         Ok(None)
     }
 }
-        stalls::forget_removed(&mut tx, id).await?;
