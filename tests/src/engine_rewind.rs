@@ -14,7 +14,7 @@ use crate::given::stream;
 use crate::timers::{ask, at, pending};
 
 /// Sets and cancels timers as events ask.
-fn setting(definition: Definition) -> Arc<Scripted> {
+pub(crate) fn setting(definition: Definition) -> Arc<Scripted> {
     Arc::new(Scripted::new(definition, |events, context| {
         Box::pin(async move {
             for event in events {
