@@ -11,7 +11,7 @@ use crate::cli::{Global, known, reason_given};
 use crate::exit::Exit;
 
 pub(crate) const HELP: &str = "Set back, it handles the events after that position once more, on top of what it has made of \
-    them already, and plans no effects, timers and events of its own because of them; to begin with empty tables, use \
+    them already, and neither plans effects nor sets timers nor emits because of them; to begin with empty tables, use \
     `herald projection replay`. Moved forward, it never handles the events \
     in between, and that needs a reason.\n\n\
     Examples:\n  herald sub rewind inbox_1 1200 --yes\n  herald sub rewind inbox_1 1250 --reason \"rows were repaired by hand\"";
