@@ -94,7 +94,7 @@ both! {
         herald(&database, &["sub", "rewind", "inbox_1", "9", "--yes", "--reason", "too far"]).fails(5);
         herald(&database, &["sub", "rewind", "nobody", "0", "--yes"]).fails(3);
         let said = herald(&database, &["sub", "rewind", "inbox_1", "0", "--yes"]).ok();
-        assert_eq!(said, "inbox_1: stood at position 1, stands at 0, is booting\n");
+        assert_eq!(said, "inbox_1: stood at position 1, stands at 0, is active\n");
         herald(&database, &["sub", "pause", "inbox_1"]).ok();
         let said = herald(&database, &["sub", "wait", "inbox_1"]).fails(5);
         assert!(said.stderr.contains("will not get to 1 by itself: it is paused"), "{said:?}");

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use store::{Position, Store};
 use subscription_engine::{
-    Criteria, Definition, Engine, Outcome, Poison, RetryStrategy, RunMode, Standing, State, Status, Waited,
+    Criteria, Definition, Engine, Outcome, Placing, Poison, RetryStrategy, RunMode, Standing, State, Status,
+    Waited,
 };
 use testkit::{Collector, Failing, Scripted, both, position};
 
@@ -38,7 +39,9 @@ async fn counted(store: &Store) -> Vec<i64> {
 }
 
 async fn rewind(engine: &Engine, id: &str, to: i64) -> Outcome {
-    engine.rewind(id, Position(to), "to see it").await.unwrap()
+    let seen_at = engine.status(&Criteria::id(id)).await.unwrap();
+    let seen_at = seen_at.first().map_or(Position::START, |overview| overview.subscription.read_from());
+    engine.rewind(id, Placing { seen_at, to: Position(to) }, "to see it").await.unwrap()
 }
 
 both! {
@@ -118,7 +121,7 @@ both! {
         let placed = |from, to, status| {
             Outcome::Placed { from: Position(from), to: Position(to), status, letters: 0 }
         };
-        assert_eq!(rewind(&engine, "counting", 2).await, placed(4, 2, Status::Booting));
+        assert_eq!(rewind(&engine, "counting", 2).await, placed(4, 2, Status::Active));
         engine.catch_up(&Criteria::all()).await.unwrap();
         assert_eq!(counted(&store).await, [1, 2, 3, 3, 4, 4]);
         assert_eq!(status(&engine, "counting").await, Status::Active);
@@ -133,7 +136,7 @@ both! {
         engine.pause(&Criteria::id("counting"), "maintenance").await.unwrap();
         assert_eq!(rewind(&engine, "counting", 6).await, placed(7, 6, Status::Paused));
         engine.reactivate(&Criteria::id("counting"), "done").await.unwrap();
-        assert_eq!(status(&engine, "counting").await, Status::Booting);
+        assert_eq!(status(&engine, "counting").await, Status::Active);
         for (id, to) in [("actor", 1), ("counting", 8), ("counting", -1), ("counting", 6), ("nobody", 1)] {
             let outcome = rewind(&engine, id, to).await;
             assert!(matches!(outcome, Outcome::Refused { .. }), "{id} {to}: {outcome:?}");

@@ -300,7 +300,8 @@ impl<'a> Context<'a> {
 /// The row still says what this unit was planned on.
 pub(crate) fn unchanged(seen: &Subscription, now: &Subscription) -> bool {
     let tries = |of: &Subscription| (of.attempt, of.failing_position, of.letters);
-    seen.state == now.state && seen.position == now.position && tries(seen) == tries(now)
+    let stands = |of: &Subscription| (of.position, of.history_to);
+    seen.state == now.state && stands(seen) == stands(now) && tries(seen) == tries(now)
 }
 
 /// What a handler does because of one event, at once or when a timer fires that was set because of it.

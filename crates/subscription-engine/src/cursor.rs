@@ -64,8 +64,8 @@ impl Cursor {
     }
 
     /// A cursor that begins with one event and goes on with twice as many each time, all of it marked.
-    pub(crate) fn with_care(engine: &Engine) -> Self {
-        Self { care: Some(1), ..Self::new(engine) }
+    pub(crate) fn with_care(self) -> Self {
+        Self { care: Some(1), ..self }
     }
 
     /// Whether it is known to stand where it stood.

@@ -1,7 +1,7 @@
 //! Emitting: a subscription's own stream, and links from one stream to another.
 //!
 //! Both are appends like any other: they commit with the position, and their ids are derived from the cause. They are
-//! off while a subscription catches up with history, unless it asks for them. No subscriber feeds itself for ever: it
+//! off while a subscription works off history, unless it asks for them. No subscriber feeds itself for ever: it
 //! emits nothing because of what it has emitted, and a link is not linked again.
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,6 @@ use store::{
 use uuid::Uuid;
 
 use crate::context::{Cause, ContextError};
-use crate::subscription::Resume;
 
 /// The field of the metadata that says of which event another one is a link.
 pub const LINKED_FIELD: &str = "linked";
@@ -90,7 +89,7 @@ impl Cause<'_, '_> {
         match self.context.definition.emission {
             Emission::Always => true,
             Emission::Never => false,
-            Emission::WhenActive => self.context.seen.state.resume() != Resume::Booting,
+            Emission::WhenActive => !self.is_history(),
         }
     }
 }

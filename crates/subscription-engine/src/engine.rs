@@ -437,6 +437,7 @@ impl Engine {
             created_at: now,
             changed_at: now,
             next_timer: None,
+            history_to: None,
         }
     }
 

@@ -64,6 +64,7 @@ pub use records::{BadRow, HistoryLine, RecordError};
 pub use retry::{DelayFunction, RetryStrategies, RetryStrategy};
 pub use standing::{Stall, Standing};
 pub use state_projection::{KeptState, StateError, StateProjection};
+pub use steer::Placing;
 pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};
 pub use subscription::{
     FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,

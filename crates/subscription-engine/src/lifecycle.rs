@@ -10,6 +10,7 @@ use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::markers;
 use crate::records::{self, Claim, Session};
 use crate::retry::RetryStrategy;
+use crate::stalls;
 use crate::subscriber::{BoxError, Registered, RunMode};
 use crate::subscription::{Failure, Resume, State, Subscription, Transition, next};
 use crate::timers;
@@ -60,6 +61,7 @@ impl Engine {
                 return Ok(Outcome::Busy);
             }
         };
+        self.forget_what_was_left(&mut tx, &seen.id).await?;
         let mut tx = match self.run_hook(registered, seen, (tx, session), Hook::Setup).await {
             Ok(tx) => tx,
             Err(broken) => {
@@ -322,11 +324,21 @@ impl Engine {
     async fn delete(&self, mut tx: Tx, subscription: &Subscription, why: &str) -> Result<(), EngineError> {
         let why = self.forget_letters(&mut tx, subscription, why).await?;
         let why = self.forget_timers(&mut tx, &subscription.id, why).await?;
-        markers::unmark_removed(&mut tx, &subscription.id).await?;
+        markers::forget_all(&mut tx, &subscription.id).await?;
+        stalls::forget_removed(&mut tx, &subscription.id).await?;
         records::delete(&mut tx, subscription, &why, self.who()).await?;
         tx.commit().await?;
         self.store().announce();
         tracing::info!(subscription = subscription.id, "{} is removed", subscription.id);
+        Ok(())
+    }
+
+    /// What begins has no timers, and nothing is in its way: what is there under its id was left behind by an older
+    /// program, which removed another one without it.
+    async fn forget_what_was_left(&self, tx: &mut Tx, id: &str) -> Result<(), EngineError> {
+        self.forget_timers(tx, id, String::new()).await?;
+        markers::forget_all(tx, id).await?;
+        stalls::forget_removed(tx, id).await?;
         Ok(())
     }
 

@@ -2,8 +2,10 @@
 //!
 //! Nobody catches an abort, an overflow of the stack or the kernel's answer to a lack of memory, and whoever is started
 //! again would run into it again. So after an end without a goodbye the units of a worker begin small and are marked,
-//! and so is every further try of an event that failed. A marker whose runner is gone tells what that one died of: a
-//! larger unit is tried in halves, a single event counts as a failed attempt.
+//! and so is every further try of an event that failed. A marker whose process is gone tells what that one died of: a
+//! larger unit is tried in halves, a single event counts as a failed attempt. That a connection is gone proves nothing:
+//! it is the process itself that is looked for, and where that cannot be seen, such as on another machine, the longest
+//! time that a unit can take is waited for.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -14,10 +16,12 @@ use uuid::Uuid;
 
 use crate::cursor::Cursor;
 use crate::engine::{Engine, EngineError, WORKER_SILENCE};
+use crate::feed::Moment;
 use crate::park;
 use crate::subscriber::Registered;
 use crate::subscription::Subscription;
 use crate::unit::{self, FailsAt, Unit};
+use crate::worker_row;
 
 /// A unit that was under way when its process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +29,9 @@ struct Marker {
     position: Position,
     events: i64,
     runner: String,
+    /// When the state of the row last changed that the unit began with.
+    row_changed_at: Option<Timestamp>,
+    marked_at: Timestamp,
     age: Duration,
 }
 
@@ -50,32 +57,17 @@ pub(crate) async fn mark(
     events: usize,
 ) -> sqlx::Result<bool> {
     let events = i64::try_from(events).unwrap_or(i64::MAX);
-    // On PostgreSQL the session that writes it stands for the runner, on SQLite the process itself.
-    let sql = match database.kind() {
-        DatabaseKind::Postgres => {
-            "INSERT INTO herald_unit_markers AS marker (subscription_id, position, events, runner, marked_at)
-             SELECT $1, $2, $3, $4 || ' ' || pid || ' ' || COALESCE(extract(epoch FROM backend_start)::text, ''), {now}
-               FROM pg_stat_activity WHERE pid = pg_backend_pid()
-             ON CONFLICT (subscription_id) DO UPDATE
-                SET position = excluded.position, events = excluded.events, runner = excluded.runner,
-                    marked_at = excluded.marked_at
-              WHERE marker.runner LIKE $5 || '%' OR marker.position <= $6"
-        }
-        DatabaseKind::Sqlite => {
-            "INSERT INTO herald_unit_markers AS marker (subscription_id, position, events, runner, marked_at)
-             VALUES ($1, $2, $3, $4, {now})
-             ON CONFLICT (subscription_id) DO UPDATE
-                SET position = excluded.position, events = excluded.events, runner = excluded.runner,
-                    marked_at = excluded.marked_at
-              WHERE marker.runner LIKE $5 || '%' OR marker.position <= $6"
-        }
-    };
+    let sql = "INSERT INTO herald_unit_markers AS marker (subscription_id, position, events, runner, row_changed_at,
+                                                          marked_at)
+               VALUES ($1, $2, $3, $4, $5, {now})
+               ON CONFLICT (subscription_id) DO UPDATE
+                  SET position = excluded.position, events = excluded.events, runner = excluded.runner,
+                      row_changed_at = excluded.row_changed_at, marked_at = excluded.marked_at
+                WHERE marker.runner LIKE $6 || '%' OR marker.position <= $7
+                   OR marker.row_changed_at < excluded.row_changed_at";
     let ours = this_process().to_string();
-    let runner = match database.kind() {
-        DatabaseKind::Postgres => ours.clone(),
-        DatabaseKind::Sqlite => format!("{ours} {}", in_this_system("self").unwrap_or_default()),
-    };
-    let values = (seen.id.as_str(), position, events, runner, ours, seen.read_from());
+    let runner = format!("{ours} {}", in_this_system("self").unwrap_or_default());
+    let values = (seen.id.as_str(), position, events, runner, seen.changed_at, ours, seen.read_from());
     Ok(database.execute(sql, values).await? == 1)
 }
 
@@ -84,8 +76,8 @@ pub(crate) async fn unmark(database: &Database, id: &str) -> sqlx::Result<()> {
     forget(database, id, &this_process().to_string()).await
 }
 
-/// The subscription is gone: so is what was said of its units.
-pub(crate) async fn unmark_removed(tx: &mut Tx, id: &str) -> sqlx::Result<()> {
+/// The subscription is gone, or stands somewhere else: so is what was said of its units.
+pub(crate) async fn forget_all(tx: &mut Tx, id: &str) -> sqlx::Result<()> {
     tx.execute("DELETE FROM herald_unit_markers WHERE subscription_id = $1", (id,)).await.map(drop)
 }
 
@@ -97,10 +89,19 @@ async fn forget(database: &Database, id: &str, runner: &str) -> sqlx::Result<()>
 }
 
 async fn left(database: &Database, id: &str) -> sqlx::Result<Option<Marker>> {
-    let sql = "SELECT position, events, runner, marked_at, {now} FROM herald_unit_markers WHERE subscription_id = $1";
-    let row: Option<(Position, i64, String, Timestamp, Timestamp)> =
+    let sql = "SELECT position, events, runner, row_changed_at, marked_at, {now}
+                 FROM herald_unit_markers
+                WHERE subscription_id = $1";
+    let row: Option<(Position, i64, String, Option<Timestamp>, Timestamp, Timestamp)> =
         database.fetch_optional(sql, (id,)).await?;
-    Ok(row.map(|(position, events, runner, at, now)| Marker { position, events, runner, age: now.since(at) }))
+    Ok(row.map(|(position, events, runner, row_changed_at, marked_at, now)| Marker {
+        position,
+        events,
+        runner,
+        row_changed_at,
+        marked_at,
+        age: now.since(marked_at),
+    }))
 }
 
 /// This process, for as long as it runs.
@@ -140,18 +141,34 @@ fn life_in_this_system(runner: &str) -> Life {
     if runner.ends_with(&format!(" {there}")) { Life::Lives } else { Life::Gone }
 }
 
-async fn life(database: &Database, runner: &str) -> sqlx::Result<Life> {
-    if database.kind() == DatabaseKind::Sqlite {
-        return Ok(life_in_this_system(runner));
+/// Whether the server has begun since then: all units of before have ended with it, and nobody died of an event.
+async fn server_began_after(database: &Database, marked_at: Timestamp) -> sqlx::Result<bool> {
+    match database.kind() {
+        // There is no server.
+        DatabaseKind::Sqlite => Ok(false),
+        DatabaseKind::Postgres => {
+            let sql = "SELECT $1 < pg_postmaster_start_time()";
+            let row: Option<(bool,)> = database.fetch_optional(sql, (marked_at,)).await?;
+            Ok(row.is_some_and(|row| row.0))
+        }
     }
-    let sql = "SELECT COUNT(*) FROM pg_stat_activity
-                WHERE $1 LIKE '% ' || pid || ' %'
-                  AND (backend_start IS NULL OR $1 LIKE '% ' || pid || ' ' || extract(epoch FROM backend_start)::text)";
-    let row: Option<(i64,)> = database.fetch_optional(sql, (runner,)).await?;
-    Ok(if row.is_some_and(|row| row.0 > 0) { Life::Lives } else { Life::Gone })
 }
 
 impl Engine {
+    /// Whether a worker other than this one has left its row behind: it died, perhaps of an event, or it is still at
+    /// work.
+    pub(crate) async fn a_worker_may_have_died(&self, but_not: Option<Uuid>) -> Result<bool, EngineError> {
+        let workers = worker_row::workers(self.store().database()).await?;
+        Ok(workers.iter().any(|worker| Some(worker.id) != but_not && worker.program == self.program()))
+    }
+
+    /// The cursor of who moves subscriptions by hand, since this moment: as careful as that of a worker that begins.
+    pub(crate) async fn cursor_by_hand(&self, began: Moment) -> Result<Cursor, EngineError> {
+        let is_careful = self.a_worker_may_have_died(None).await?;
+        let cursor = Cursor::since(self, began);
+        Ok(if is_careful { cursor.with_care() } else { cursor })
+    }
+
     /// What follows from a marker that is there before a unit begins: nothing, if there is none or it is ours; a
     /// failed attempt, if somebody died of that very event. Otherwise the cursor is told to go on carefully.
     pub(crate) async fn after_a_cut(
@@ -163,11 +180,18 @@ impl Engine {
         let database = self.store().database();
         let Some(marker) = left(database, &seen.id).await? else { return Ok(None) };
         let is_ours = marker.runner.starts_with(&this_process().to_string());
-        if is_ours || marker.position <= seen.read_from() {
+        // It was removed, replayed or put elsewhere since: that was another life of it.
+        let is_of_before = marker.row_changed_at.is_some_and(|at| at < seen.changed_at);
+        if is_ours || is_of_before || marker.position <= seen.read_from() {
             forget(database, &seen.id, &marker.runner).await?;
             return Ok(None);
         }
-        let life = life(database, &marker.runner).await?;
+        if server_began_after(database, marker.marked_at).await? {
+            cursor.care = Some(1);
+            forget(database, &seen.id, &marker.runner).await?;
+            return Ok(None);
+        }
+        let life = life_in_this_system(&marker.runner);
         let is_fresh = marker.age < self.settings().time_limit + WORKER_SILENCE;
         match life {
             // It is about to begin, or at it.

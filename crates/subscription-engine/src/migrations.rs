@@ -40,4 +40,10 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0014_progress.sql"),
         postgres: include_str!("../../../migrations/postgres/0014_progress.sql"),
     },
+    Migration {
+        number: 17,
+        name: "history",
+        sqlite: include_str!("../../../migrations/sqlite/0017_history.sql"),
+        postgres: include_str!("../../../migrations/postgres/0017_history.sql"),
+    },
 ];

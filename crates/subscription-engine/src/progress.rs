@@ -14,6 +14,7 @@ use crate::markers;
 use crate::poison::{Letters, Parked};
 use crate::records::{self, Claim};
 use crate::retry::RetryStrategy;
+use crate::stalls;
 use crate::subscriber::{Kind, RunMode};
 use crate::subscription::{Failure, Resume, State, Status, Subscription, Transition, next};
 use crate::unit::{self, FailsAt, Unit};
@@ -51,10 +52,37 @@ impl Engine {
         self.move_each(criteria, Resume::Booting, limit).await
     }
 
-    /// Moves what is Active to the head as it is now. Subscriptions of this program whose subscriber is gone are detached.
+    /// Moves what is Active to the head as it is now, and fires the timers of it that are due there. Subscriptions of
+    /// this program whose subscriber is gone are detached.
     pub async fn run(&self, criteria: &Criteria, limit: Option<u64>) -> Result<Report, EngineError> {
+        let report = self.run_events(criteria, limit).await?;
+        for _ in 0..self.settings().catch_up_rounds {
+            if self.fire_timers(criteria).await?.is_nothing() {
+                break;
+            }
+        }
+        self.as_they_ended(report).await
+    }
+
+    async fn run_events(&self, criteria: &Criteria, limit: Option<u64>) -> Result<Report, EngineError> {
         let mut report = self.detach(criteria).await?;
         report.extend(self.move_each(criteria, Resume::Active, limit).await?);
+        Ok(report)
+    }
+
+    /// A subscription that was moved, and stopped after that at a timer, has failed.
+    async fn as_they_ended(&self, mut report: Report) -> Result<Report, EngineError> {
+        for subscription in records::load_all(self.store().database()).await? {
+            let State::Error { failure, .. } = subscription.state else { continue };
+            for (id, outcome) in &mut report {
+                if *id == subscription.id
+                    && let Outcome::CaughtUp { .. } | Outcome::LimitReached { .. } | Outcome::Parked { .. } =
+                        outcome
+                {
+                    *outcome = Outcome::Failed { failure: failure.clone() };
+                }
+            }
+        }
         Ok(report)
     }
 
@@ -72,7 +100,7 @@ impl Engine {
                 report.iter().filter(|(_, outcome)| matches!(outcome, Outcome::Became { .. })).count();
             report.retain(|(_, outcome)| !matches!(outcome, Outcome::Became { .. }));
             report.extend(self.boot(criteria, None).await?);
-            report.extend(self.run(criteria, None).await?);
+            report.extend(self.run_events(criteria, None).await?);
             let fired = self.fire_timers(criteria).await?;
             let delivered = self.deliver(criteria).await?;
             let moved = |outcome: &Outcome| match outcome {
@@ -96,7 +124,7 @@ impl Engine {
             }
             outcomes.extend(report);
             if idle && self.store().head().await?.position == before {
-                return Ok(outcomes.into_iter().collect());
+                return self.as_they_ended(outcomes.into_iter().collect()).await;
             }
         }
         Ok(vec![(
@@ -143,7 +171,7 @@ impl Engine {
     ) -> Result<Option<Outcome>, EngineError> {
         // Subscribers that feed themselves would never be done with a head that moves on.
         let goal = self.store().head().await?.position;
-        let mut cursor = Cursor::since(self, began);
+        let mut cursor = self.cursor_by_hand(began).await?;
         let (mut events, mut parked) = (0, None);
         let mut worked = false;
         loop {
@@ -417,7 +445,7 @@ impl Engine {
             return Ok(refused);
         }
         let Some(registered) = self.registered(id) else { return Ok(Outcome::Busy) };
-        let mut cursor = Cursor::new(self);
+        let mut cursor = self.cursor_by_hand(self.feed().now()).await?;
         let mut wake = self.store().wake();
         let mut parked = None;
         loop {
@@ -485,10 +513,14 @@ impl Engine {
                 return Ok(Some(Outcome::Failed { failure }));
             }
         };
+        // Before its state is that of one that has never done anything.
+        subscription = subscription.with_history();
         subscription.state = next(&State::New, Transition::SetUp { skip_booting: false })?;
         // Their events come again; what is still poison then becomes a letter again.
         let reason = self.forget_letters(&mut tx, &subscription, reason).await?;
         let reason = self.forget_timers(&mut tx, id, reason).await?;
+        markers::forget_all(&mut tx, id).await?;
+        stalls::forget_removed(&mut tx, id).await?;
         subscription = subscription.without_attempts();
         (subscription.position, subscription.letters) = (None, Letters::default());
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();

@@ -61,7 +61,7 @@ macro_rules! select {
         concat!(
             r#"SELECT id, program, "group", run_mode, status, resume, position, error, attempt,
                       failing_position, failing_since, next_retry_at, dead_letters, recent_events,
-                      recent_dead_letters, clean_up, created_at, changed_at, "#,
+                      recent_dead_letters, clean_up, created_at, changed_at, history_to, "#,
             next_timer!(),
             " AS next_timer, ",
             $session,
@@ -92,6 +92,7 @@ struct Row {
     created_at: Timestamp,
     changed_at: Timestamp,
     next_timer: Option<Timestamp>,
+    history_to: Option<Position>,
     session: Option<i32>,
 }
 
@@ -144,6 +145,7 @@ impl TryFrom<Row> for Subscription {
             created_at: row.created_at,
             changed_at: row.changed_at,
             next_timer: row.next_timer,
+            history_to: row.history_to,
             id: row.id,
         })
     }
@@ -260,7 +262,7 @@ pub(crate) async fn save(
         "UPDATE herald_subscriptions
             SET status = $2, resume = $3, position = $4, error = $5, attempt = $6, failing_position = $7,
                 next_retry_at = $8, clean_up = $9, changed_at = $10, failing_since = $11, dead_letters = $12,
-                recent_events = $13, recent_dead_letters = $14,
+                recent_events = $13, recent_dead_letters = $14, history_to = $15,
                 moved_at = CASE WHEN position IS NOT DISTINCT FROM $4 THEN moved_at ELSE {now} END,
                 position_event_at = CASE WHEN position = $4 THEN position_event_at ELSE $4 END,
                 position_event_id = CASE WHEN position = $4 THEN position_event_id
@@ -282,6 +284,7 @@ pub(crate) async fn save(
             number(subscription.letters.open),
             number(subscription.letters.recent_events),
             number(subscription.letters.recent),
+            subscription.history_to,
         ),
     )
     .await?;

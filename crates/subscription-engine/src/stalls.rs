@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use store::{Database, Timestamp, messages};
+use store::{Database, Timestamp, Tx, messages};
 
 use crate::engine::{Engine, WORKER_SILENCE};
 
 /// Writing it down must not hold up what it is about.
 const NOTE_LIMIT: Duration = Duration::from_secs(1);
+const FORGET: &str = "DELETE FROM herald_subscription_stalls WHERE subscription_id = $1";
 
 /// Something in the way, as it is written down.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,16 +70,28 @@ async fn bounded(id: &str, work: impl Future<Output = sqlx::Result<()>>) -> bool
 }
 
 async fn note(database: &Database, id: &str, why: &str) -> sqlx::Result<()> {
-    let sql = "INSERT INTO herald_subscription_stalls (subscription_id, why, since, met_at)
-               VALUES ($1, $2, {now}, {now})
-               ON CONFLICT (subscription_id) DO UPDATE SET why = excluded.why, met_at = excluded.met_at";
-    database.execute(sql, (id, why)).await?;
+    let Some((now,)) = database.fetch_optional::<(Timestamp,)>("SELECT {now}", ()).await? else {
+        return Ok(());
+    };
+    // What nobody has met for so long was left behind by a worker that was killed; this is something new.
+    let silence = i64::try_from(WORKER_SILENCE.as_micros()).unwrap_or(i64::MAX);
+    let lately = Timestamp::from_micros(now.as_micros().saturating_sub(silence));
+    let sql = "INSERT INTO herald_subscription_stalls AS stall (subscription_id, why, since, met_at)
+               VALUES ($1, $2, $3, $3)
+               ON CONFLICT (subscription_id) DO UPDATE
+                  SET why = excluded.why, met_at = excluded.met_at,
+                      since = CASE WHEN stall.met_at < $4 THEN excluded.since ELSE stall.since END";
+    database.execute(sql, (id, why, now, lately)).await?;
     Ok(())
 }
 
+/// The subscription is gone, or begins anew: so is what was in its way.
+pub(crate) async fn forget_removed(tx: &mut Tx, id: &str) -> sqlx::Result<()> {
+    tx.execute(FORGET, (id,)).await.map(drop)
+}
+
 async fn forget(database: &Database, id: &str) -> sqlx::Result<()> {
-    database.execute("DELETE FROM herald_subscription_stalls WHERE subscription_id = $1", (id,)).await?;
-    Ok(())
+    database.execute(FORGET, (id,)).await.map(drop)
 }
 
 /// What workers met lately, by subscription.

@@ -7,6 +7,7 @@ use store::Position;
 use crate::dead_letters;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report, refuse_inside_unit};
 use crate::lifecycle::no_code;
+use crate::markers;
 use crate::poison::Letters;
 use crate::records;
 use crate::subscriber::Kind;
@@ -16,15 +17,38 @@ fn refused(why: impl Into<String>) -> Outcome {
     Outcome::Refused { why: why.into() }
 }
 
+/// Where a person saw a projector stand, and where it is to stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Placing {
+    /// It stood here when that was decided.
+    pub seen_at: Position,
+    /// What comes after this position is handled next.
+    pub to: Position,
+}
+
+impl Placing {
+    /// Whether what was decided is still what is done to one that stands here now: set back it handles again what it
+    /// has handled, and moved forward it passes over nothing that was not seen.
+    fn still_holds_at(&self, stands: Position) -> bool {
+        if self.to < self.seen_at { self.to < stands } else { (self.seen_at..self.to).contains(&stands) }
+    }
+}
+
 impl Engine {
-    /// Puts a projector somewhere else: back, so that events come once more, or forward, so that some never come. Set
-    /// back, it boots again: what it plans for the outside has been planned before. Refused for anything but a
-    /// projector, because actions would be repeated.
-    pub async fn rewind(&self, id: &str, position: Position, reason: &str) -> Result<Outcome, EngineError> {
+    /// Puts a projector somewhere else: back, so that events come once more, or forward, so that some never come. What
+    /// comes once more plans nothing, because it has been planned before; what comes for the first time after that does.
+    /// Refused for anything but a projector, because actions would be repeated; and where it has moved meanwhile so
+    /// that this would be something else than what was decided.
+    pub async fn rewind(&self, id: &str, placing: Placing, reason: &str) -> Result<Outcome, EngineError> {
         refuse_inside_unit()?;
+        let position = placing.to;
         let head = self.store().head().await?.position;
         if position < Position::START || position > head {
             return Ok(refused(format!("the log has positions up to {head}, not {position}")));
+        }
+        // From a place that is not its own nobody can tell what comes once more.
+        if let Some(bad) = self.bad_checkpoint_of(id).await? {
+            return Ok(refused(bad.to_string()));
         }
         let now = self.clock().now().await?;
         let (mut tx, seen, _) = match self.begin_claimed(id).await? {
@@ -38,8 +62,13 @@ impl Engine {
                 "{id} is no projector: only projectors can be put somewhere else, actions would be repeated"
             ))),
             Some(_) if position == from => Err(refused(format!("it stands at {position} already"))),
-            Some(_) => next(&seen.state, Transition::Place { back: position < from })
-                .map_err(|impossible| refused(impossible.to_string())),
+            Some(_) if !placing.still_holds_at(from) => Err(refused(format!(
+                "it stood at {} when that was decided and stands at {from} now; look again",
+                placing.seen_at
+            ))),
+            Some(_) => {
+                next(&seen.state, Transition::Place).map_err(|impossible| refused(impossible.to_string()))
+            }
         };
         let state = match state {
             Ok(state) => state,
@@ -49,7 +78,10 @@ impl Engine {
             }
         };
         let letters = dead_letters::forget(&mut tx, id, position).await?;
+        markers::forget_all(&mut tx, id).await?;
         let status = seen.state.status();
+        // Before its state may change: that of a failure while it booted says the same as booting.
+        let seen = if position < from { seen.with_history() } else { seen };
         let mut subscription = Subscription { state, ..seen.without_attempts() };
         subscription.position = Some(position);
         subscription.letters = match subscription.letters.open.saturating_sub(letters) {

@@ -6,7 +6,7 @@
 //!   new, booting, active ──a failure──▶ error ──retry, reactivate──▶ what it was
 //!   booting, active, error ──pause──▶ paused ──reactivate──▶ what it was
 //!   every state ──its subscriber is gone──▶ detached ──reactivate──▶ what it was (active if finished)
-//!   active, error ──set back──▶ booting          paused ──set back──▶ paused, to boot again
+//!   booting, active, paused ──put elsewhere──▶ the same          error ──put elsewhere──▶ what it was
 //! ```
 //!
 //! `docs/states.md` shows every single step; a test compares it with the function.
@@ -138,10 +138,7 @@ pub enum Transition {
     /// Its subscriber is gone.
     Detach,
     /// A person puts it somewhere else.
-    Place {
-        /// Before where it stands: it catches up again.
-        back: bool,
-    },
+    Place,
 }
 
 /// The transition is not possible from this state.
@@ -174,21 +171,12 @@ pub fn next(state: &State, transition: Transition) -> Result<State, Impossible> 
         (New | Booting | Active | Paused { .. } | Finished | Error { .. }, Transition::Detach) => {
             Detached { resume: state.resume() }
         }
-        (
-            Booting | Active | Error { resume: Resume::Booting | Resume::Active, .. },
-            Transition::Place { back: true },
-        ) => Booting,
-        (Paused { resume: Resume::Booting | Resume::Active }, Transition::Place { back: true }) => {
-            Paused { resume: Resume::Booting }
+        (Booting | Active | Paused { resume: Resume::Booting | Resume::Active }, Transition::Place) => {
+            state.clone()
         }
-        (
-            Booting | Active | Paused { resume: Resume::Booting | Resume::Active },
-            Transition::Place { back: false },
-        ) => state.clone(),
-        (
-            Error { resume: resume @ (Resume::Booting | Resume::Active), .. },
-            Transition::Place { back: false },
-        ) => resume.state(),
+        (Error { resume: resume @ (Resume::Booting | Resume::Active), .. }, Transition::Place) => {
+            resume.state()
+        }
         (_, transition) => return Err(Impossible { from: state.status(), cannot: transition.cannot() }),
     })
 }
@@ -203,7 +191,7 @@ impl Transition {
             Self::Pause => "cannot be paused",
             Self::Reactivate => "needs no reactivation",
             Self::Detach => "is detached already",
-            Self::Place { .. } => "cannot be put somewhere else",
+            Self::Place => "cannot be put somewhere else",
         }
     }
 }
@@ -276,12 +264,33 @@ pub struct Subscription {
     pub changed_at: Timestamp,
     /// The next instant at which one of its timers may fire.
     pub next_timer: Option<Timestamp>,
+    /// It was set back from here: what stands up to here comes once more, and everything after it for the first time.
+    pub history_to: Option<Position>,
 }
 
 impl Subscription {
     /// Where it reads on: after this position.
     pub fn read_from(&self) -> Position {
         self.position.unwrap_or(Position::START)
+    }
+
+    /// Whether an event at this position only tells it what has happened: it plans, emits and changes nothing because
+    /// of it. One that was set back knows how far that goes; for one that boots for the first time it is all of booting.
+    pub(crate) fn is_history(&self, position: Position) -> bool {
+        match self.history_to {
+            Some(to) => position <= to,
+            None => self.state.resume() == Resume::Booting,
+        }
+    }
+
+    /// The row of a projector that is about to be set back: what it has handled so far is history from now on.
+    pub(crate) fn with_history(self) -> Self {
+        let history_to = match self.state.resume() {
+            // It has never done anything but read history, and that goes on up to the head.
+            Resume::New | Resume::Booting if self.history_to.is_none() => None,
+            _ => self.history_to.max(Some(self.read_from())),
+        };
+        Self { history_to, ..self }
     }
 
     /// The row as it is after its position moved: past the failing position the count of attempts is over.
@@ -384,47 +393,32 @@ mod tests {
         let paused = |resume| State::Paused { resume };
         let detached = |resume| State::Detached { resume };
         use Resume as R;
-        // set up, set up (skip), head, head (once), fail, retry, pause, reactivate, detach, back, forward
-        let table: &[(State, [&str; 11])] = &[
-            (State::New, ["booting", "active", "-", "-", "error", "-", "-", "-", "detached", "-", "-"]),
+        // set up, set up (skip), head, head (once), fail, retry, pause, reactivate, detach, place
+        let table: &[(State, [&str; 10])] = &[
+            (State::New, ["booting", "active", "-", "-", "error", "-", "-", "-", "detached", "-"]),
             (
                 State::Booting,
-                [
-                    "-", "-", "active", "finished", "error", "-", "paused", "-", "detached", "booting",
-                    "booting",
-                ],
+                ["-", "-", "active", "finished", "error", "-", "paused", "-", "detached", "booting"],
             ),
-            (
-                State::Active,
-                ["-", "-", "-", "finished", "error", "-", "paused", "-", "detached", "booting", "active"],
-            ),
-            (State::Finished, ["-", "-", "-", "-", "-", "-", "-", "active", "detached", "-", "-"]),
-            (
-                paused(R::Booting),
-                ["-", "-", "-", "-", "-", "-", "-", "booting", "detached", "paused", "paused"],
-            ),
-            (
-                paused(R::Active),
-                ["-", "-", "-", "-", "-", "-", "-", "active", "detached", "paused", "paused"],
-            ),
-            (paused(R::New), ["-", "-", "-", "-", "-", "-", "-", "new", "detached", "-", "-"]),
-            (retrying(R::New), ["-", "-", "-", "-", "-", "new", "paused", "new", "detached", "-", "-"]),
+            (State::Active, ["-", "-", "-", "finished", "error", "-", "paused", "-", "detached", "active"]),
+            (State::Finished, ["-", "-", "-", "-", "-", "-", "-", "active", "detached", "-"]),
+            (paused(R::Booting), ["-", "-", "-", "-", "-", "-", "-", "booting", "detached", "paused"]),
+            (paused(R::Active), ["-", "-", "-", "-", "-", "-", "-", "active", "detached", "paused"]),
+            (paused(R::New), ["-", "-", "-", "-", "-", "-", "-", "new", "detached", "-"]),
+            (retrying(R::New), ["-", "-", "-", "-", "-", "new", "paused", "new", "detached", "-"]),
             (
                 retrying(R::Booting),
-                ["-", "-", "-", "-", "-", "booting", "paused", "booting", "detached", "booting", "booting"],
+                ["-", "-", "-", "-", "-", "booting", "paused", "booting", "detached", "booting"],
             ),
             (
                 retrying(R::Active),
-                ["-", "-", "-", "-", "-", "active", "paused", "active", "detached", "booting", "active"],
+                ["-", "-", "-", "-", "-", "active", "paused", "active", "detached", "active"],
             ),
-            (
-                gave_up(R::Active),
-                ["-", "-", "-", "-", "-", "-", "paused", "active", "detached", "booting", "active"],
-            ),
-            (detached(R::New), ["-", "-", "-", "-", "-", "-", "-", "new", "-", "-", "-"]),
-            (detached(R::Booting), ["-", "-", "-", "-", "-", "-", "-", "booting", "-", "-", "-"]),
-            (detached(R::Active), ["-", "-", "-", "-", "-", "-", "-", "active", "-", "-", "-"]),
-            (detached(R::Finished), ["-", "-", "-", "-", "-", "-", "-", "active", "-", "-", "-"]),
+            (gave_up(R::Active), ["-", "-", "-", "-", "-", "-", "paused", "active", "detached", "active"]),
+            (detached(R::New), ["-", "-", "-", "-", "-", "-", "-", "new", "-", "-"]),
+            (detached(R::Booting), ["-", "-", "-", "-", "-", "-", "-", "booting", "-", "-"]),
+            (detached(R::Active), ["-", "-", "-", "-", "-", "-", "-", "active", "-", "-"]),
+            (detached(R::Finished), ["-", "-", "-", "-", "-", "-", "-", "active", "-", "-"]),
         ];
         for (state, expected) in table {
             let transitions = [
@@ -437,17 +431,13 @@ mod tests {
                 Transition::Pause,
                 Transition::Reactivate,
                 Transition::Detach,
-                Transition::Place { back: true },
-                Transition::Place { back: false },
+                Transition::Place,
             ];
             for (transition, expected) in transitions.into_iter().zip(expected) {
                 let result = next(state, transition.clone());
                 let word = result.as_ref().map_or("-", |state| state.status().word());
                 assert_eq!(word, *expected, "{state:?} {transition:?}");
                 // E-10: what it goes on as survives every state that does no work.
-                if transition == (Transition::Place { back: true }) {
-                    continue;
-                }
                 if let Ok(
                     State::Paused { resume } | State::Detached { resume } | State::Error { resume, .. },
                 ) = result

@@ -53,7 +53,7 @@ impl Worker {
         refuse_inside_unit()?;
         let Self { engine, criteria, .. } = &self;
         self.beat().await?;
-        let is_careful = self.others_may_have_died().await?;
+        let is_careful = engine.a_worker_may_have_died(Some(self.id)).await?;
         self.forget_the_dead().await?;
         engine.discover().await?;
         engine.detach(criteria).await?;
@@ -109,12 +109,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Whether a worker has left its row behind: it died, perhaps of an event, or it is still at work.
-    async fn others_may_have_died(&self) -> Result<bool, EngineError> {
-        let workers = worker_row::workers(self.engine.store().database()).await?;
-        Ok(workers.iter().any(|worker| worker.id != self.id && worker.program == self.engine.program()))
-    }
-
     async fn keep_beating(self, stopping: watch::Receiver<bool>) {
         while !stopped_within(BEAT, stopping.clone()).await {
             if let Err(error) = self.beat().await {
@@ -139,11 +133,8 @@ impl Worker {
                     for subscription in subscriptions {
                         let id = subscription.id;
                         if self.engine.registered(&id).is_some() && followed.insert(id.clone()) {
-                            let cursor = if is_careful {
-                                Cursor::with_care(&self.engine)
-                            } else {
-                                Cursor::new(&self.engine)
-                            };
+                            let cursor = Cursor::new(&self.engine);
+                            let cursor = if is_careful { cursor.with_care() } else { cursor };
                             tasks.spawn(follow(self.engine.clone(), id, cursor, began, stopping.clone()));
                         }
                     }

@@ -65,7 +65,7 @@ pub(crate) enum Command {
     /// Move what is booting to the head
     #[command(after_help = "Example:\n  herald sub boot")]
     Boot(Moving),
-    /// Move what is active to the head
+    /// Move what is active to the head, and fire its timers that are due
     #[command(after_help = "Example:\n  herald sub run --group projector")]
     Run(Moving),
     /// Stop subscriptions until they are reactivated

@@ -1,7 +1,7 @@
 //! Setting and cancelling: what a handler says is kept until its unit commits, and written in bulk then.
 //!
 //! The id is derived from what set the timer, so that a unit which is done again sets the same one. A projector that
-//! works off history sets none.
+//! works off history sets and cancels none.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use crate::context::{Cause, ContextError, DERIVED_IDS};
 use crate::subscriber::{Kind, RunMode};
-use crate::subscription::State;
 use crate::timers::{Timer, table};
 
 /// The longest key, in bytes: it stands in an index.
@@ -136,12 +135,20 @@ impl Cause<'_, '_> {
     pub fn cancel_timer(&mut self, key: impl Into<String>) -> Result<(), ContextError> {
         let key = key.into();
         check_key(&key)?;
-        self.context.timers.change(key, None, self.origin.seed);
+        // Whatever is set under this key now was set after this event.
+        if !self.works_off_history() {
+            self.context.timers.change(key, None, self.origin.seed);
+        }
         Ok(())
     }
 
-    /// A projector that is booting only reads what has happened: it plans nothing.
+    /// A projector only reads what has happened: because of that it plans nothing.
     pub(crate) fn works_off_history(&self) -> bool {
-        self.context.definition.kind == Kind::Projector && self.context.seen.state == State::Booting
+        self.context.definition.kind == Kind::Projector && self.is_history()
+    }
+
+    /// Whether the cause is an event that only tells what has happened. A timer fires once, whatever set it.
+    pub(crate) fn is_history(&self) -> bool {
+        self.origin.event.is_some_and(|event| self.context.seen.is_history(event.position))
     }
 }

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use store::Position;
-use subscription_engine::Criteria;
+use subscription_engine::{Criteria, Placing};
 
 use super::told;
 use crate::app::App;
@@ -11,7 +11,8 @@ use crate::cli::{Global, known, reason_given};
 use crate::exit::Exit;
 
 pub(crate) const HELP: &str = "Set back, it handles the events after that position once more, on top of what it has made of \
-    them already; to begin with empty tables, use `herald projection replay`. Moved forward, it never handles the events \
+    them already, and neither plans effects nor sets timers nor emits because of them; to begin with empty tables, use \
+    `herald projection replay`. Moved forward, it never handles the events \
     in between, and that needs a reason.\n\n\
     Examples:\n  herald sub rewind inbox_1 1200 --yes\n  herald sub rewind inbox_1 1250 --reason \"rows were repaired by hand\"";
 
@@ -27,8 +28,12 @@ pub(crate) struct Arguments {
 pub(super) async fn run(app: &App, global: &Global, arguments: &Arguments, reason: &str) -> Result<(), Exit> {
     let Arguments { id, position } = arguments;
     let criteria = known(app, Criteria::id(id)).await?;
+    let to = Position(*position);
+    // One that is not discovered yet is shown as well: at the start.
+    let mut placing = Placing { seen_at: Position::START, to };
     if let Some(overview) = app.engine.status(&criteria).await?.first() {
-        let stands = overview.subscription.read_from().0;
+        placing.seen_at = overview.subscription.read_from();
+        let stands = placing.seen_at.0;
         if *position > stands {
             reason_given(global, "passed over")?;
             let events = position - stands;
@@ -48,6 +53,6 @@ pub(super) async fn run(app: &App, global: &Global, arguments: &Arguments, reaso
             )?;
         }
     }
-    let outcome = app.engine.rewind(id, Position(*position), reason).await?;
+    let outcome = app.engine.rewind(id, placing, reason).await?;
     told(global, "rewind", &vec![(id.clone(), outcome)], "nothing to put elsewhere")
 }
