@@ -22,6 +22,7 @@ mod engine;
 mod engine_clock;
 mod engine_context;
 mod engine_cut;
+mod engine_definition;
 mod engine_detach;
 mod engine_emit;
 mod engine_exactly_once;

@@ -28,6 +28,17 @@ pub enum Emission {
     Never,
 }
 
+impl Emission {
+    /// The word for it, in rows.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::WhenActive => "when_active",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
 /// Of which event another one is a link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Linked {

@@ -14,6 +14,7 @@ use crate::gate::{Gate, Passage};
 use crate::poison::{Letters, Parked};
 use crate::records::{self, HistoryLine, RecordError};
 use crate::standing::{Around, Standing};
+use crate::steer::changes_of_code;
 use crate::subscriber::{Definition, RegisterError, Registered, Registry, RunMode};
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
 use crate::timers::{self, TimerCounts};
@@ -253,6 +254,9 @@ pub struct Overview {
     pub standing: Standing,
     /// What it wants to be called for.
     pub timers: TimerCounts,
+    /// What its code says otherwise than its row, in words: it was changed without a new id, and nobody has accepted
+    /// that yet (E-41).
+    pub changes: Vec<String>,
 }
 
 impl Engine {
@@ -403,6 +407,7 @@ impl Engine {
             failing_since: None,
             letters: Letters::default(),
             clean_up: definition.table_names().unwrap_or_default(),
+            definition: None,
             created_at: now,
             changed_at: now,
             next_timer: None,
@@ -434,6 +439,8 @@ impl Engine {
             let effects = effects.remove(&subscription.id).unwrap_or_default();
             let standing = around.standing(&subscription, lag, waiting_since, now);
             let timers = timers.remove(&subscription.id).unwrap_or_default();
+            let changes = registered
+                .map_or_else(Vec::new, |registered| changes_of_code(&registered.definition, &subscription));
             overviews.push(Overview {
                 lag,
                 waiting_since,
@@ -442,6 +449,7 @@ impl Engine {
                 effects,
                 standing,
                 timers,
+                changes,
                 subscription,
             });
         }

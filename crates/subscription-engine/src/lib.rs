@@ -10,6 +10,7 @@ mod clock;
 mod context;
 mod cursor;
 mod dead_letters;
+mod definition_record;
 mod effects;
 mod emit;
 mod engine;
@@ -43,6 +44,7 @@ pub use checkpoint::{BadCheckpoint, Stray};
 pub use clock::ClockAdvanceError;
 pub use context::{Cause, Context, ContextError, LoadedStream, PastEvent};
 pub use dead_letters::{DeadLetter, LetterFilter, Reason};
+pub use definition_record::DefinitionRecord;
 pub use effects::{
     Answer, Delivered, Delivery, Effect, EffectCounts, EffectFilter, EffectHistoryLine, EffectOutcome,
     EffectRecord, EffectState, EffectStatus, Happened, Hold, ImpossibleStep, InDoubt, InvalidEffect,

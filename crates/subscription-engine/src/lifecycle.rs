@@ -5,6 +5,7 @@
 use store::{Sql, Tx};
 
 use crate::context::Context;
+use crate::definition_record::DefinitionRecord;
 use crate::effects;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::markers;
@@ -79,8 +80,10 @@ impl Engine {
         subscription.state = next(&subscription.state, Transition::SetUp { skip_booting })?;
         subscription.position = position;
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();
+        subscription.definition = Some(DefinitionRecord::of(&registered.definition));
         subscription = Subscription { changed_at: now, ..subscription.without_attempts() };
         records::save(&mut tx, &subscription, from, "set up", self.who()).await?;
+        records::save_definition(&mut tx, &subscription).await?;
         tx.commit().await?;
         self.store().announce();
         tracing::info!(subscription = seen.id, "{} is set up and {}", seen.id, subscription.state.status());

@@ -40,4 +40,10 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0014_progress.sql"),
         postgres: include_str!("../../../migrations/postgres/0014_progress.sql"),
     },
+    Migration {
+        number: 15,
+        name: "definitions",
+        sqlite: include_str!("../../../migrations/sqlite/0015_definitions.sql"),
+        postgres: include_str!("../../../migrations/postgres/0015_definitions.sql"),
+    },
 ];

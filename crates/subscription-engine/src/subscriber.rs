@@ -85,6 +85,18 @@ pub struct Definition {
     pub(crate) poison: Poison,
     pub(crate) tables: BTreeMap<&'static str, &'static str>,
     pub(crate) projection: Option<&'static str>,
+    pub(crate) version: u32,
+}
+
+impl Kind {
+    /// The word for it, in rows.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Projector => "projector",
+            Self::Processor => "processor",
+            Self::Plain => "plain",
+        }
+    }
 }
 
 impl Definition {
@@ -116,6 +128,7 @@ impl Definition {
             poison: Poison::default(),
             tables: BTreeMap::new(),
             projection: None,
+            version: 1,
         }
     }
 
@@ -186,6 +199,15 @@ impl Definition {
     #[must_use]
     pub fn with_table(mut self, name: &'static str, table: &'static str) -> Self {
         self.tables.insert(name, table);
+        self
+    }
+
+    /// The author's own version of the code, 1 without this. What the handlers do cannot be told from outside: who changes
+    /// that raises it, and a subscription that was set up with another version is reported (E-41) until it is replayed
+    /// or the change is accepted.
+    #[must_use]
+    pub fn with_version(mut self, version: u32) -> Self {
+        self.version = version;
         self
     }
 

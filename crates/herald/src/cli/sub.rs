@@ -1,6 +1,7 @@
 //! `herald sub`: seeing and steering subscriptions.
 
 mod history;
+mod refresh;
 mod rewind;
 mod show;
 mod timers;
@@ -41,10 +42,8 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  herald sub discover")]
     Discover,
     /// Bring group, run mode and tables from the code to the rows
-    #[command(
-        after_help = "Examples:\n  herald sub refresh inbox_1\n  herald sub refresh --all --reason \"moved to another group\""
-    )]
-    Refresh(Steering),
+    #[command(after_help = refresh::HELP)]
+    Refresh(refresh::Arguments),
     /// Put a projector somewhere else in the log: back or forward
     #[command(after_help = rewind::HELP)]
     Rewind(rewind::Arguments),
@@ -159,11 +158,7 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         Command::History(arguments) => history::run(&app, global, &arguments).await,
         Command::Wait(arguments) => wait::run(&app, global, &arguments).await,
         Command::Discover => discover(&app, global).await,
-        Command::Refresh(which) => {
-            let criteria = known(&app, which.criteria()).await?;
-            let report = engine.refresh(&criteria, &reason("refreshed")).await?;
-            told(global, "refresh", &report, "nothing to refresh")
-        }
+        Command::Refresh(arguments) => refresh::run(&app, global, &arguments, &reason("refreshed")).await,
         Command::Rewind(arguments) => rewind::run(&app, global, &arguments, &reason("put elsewhere")).await,
         Command::Timers(arguments) => timers::run(&app, global, &arguments, &config.who).await,
         Command::Setup { selection, skip_booting } => {
@@ -286,6 +281,7 @@ struct Row {
     timers_pending: String,
     timers_overdue: String,
     timers_held: String,
+    definition_changes: Vec<String>,
     note: String,
 }
 
@@ -314,6 +310,7 @@ impl Row {
             timers_pending: overview.timers.pending.to_string(),
             timers_overdue: overview.timers.overdue.to_string(),
             timers_held: overview.timers.held.to_string(),
+            definition_changes: overview.changes.clone(),
             note: what_to_know(overview, now),
         }
     }
@@ -330,8 +327,10 @@ impl Row {
 fn what_to_know(overview: &Overview, now: Timestamp) -> String {
     let held = |count: i64, what: &str| (count > 0).then(|| format!("{count} {what}(s) held"));
     let state = Some(what_its_state_says(overview, now)).filter(|word| !word.is_empty());
-    let words = [state, held(overview.effects.held, "effect"), held(overview.timers.held, "timer")];
-    words.into_iter().flatten().collect::<Vec<_>>().join("; ")
+    let changed = (!overview.changes.is_empty()).then(|| "its definition has changed".to_owned());
+    let held = [held(overview.effects.held, "effect"), held(overview.timers.held, "timer")];
+    let words = [state, changed].into_iter().chain(held);
+    words.flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn what_its_state_says(overview: &Overview, now: Timestamp) -> String {
@@ -385,6 +384,9 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
     let in_error: Vec<&Row> = rows.iter().filter(|row| row.status == Status::Error).collect();
     if let Some(first) = in_error.first() {
         note(&format!("{} in error. See why: herald sub show {}", in_error.len(), first.id));
+    }
+    if let Some(changed) = rows.iter().find(|row| !row.definition_changes.is_empty()) {
+        note(&format!("A definition has changed without a new id. See what: herald sub show {}", changed.id));
     }
     if rows.iter().any(|row| row.dead_letters != "0") {
         note("There are dead letters. See them: herald dlq list");
