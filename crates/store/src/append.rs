@@ -195,9 +195,15 @@ impl Store {
         if append.events.is_empty() {
             return Ok(Appended { position: None, version: None, replayed: false });
         }
-        let Some(hooks) = self.hooks() else { return self.committer().append(append).await };
-        let appended = self.committer().append(append.clone()).await?;
-        hooks.after_append(&append, &appended);
+        let appended = match self.hooks() {
+            None => self.committer().append(append).await?,
+            Some(hooks) => {
+                let appended = self.committer().append(append.clone()).await?;
+                hooks.after_append(&append, &appended);
+                appended
+            }
+        };
+        self.follow_up(appended).await;
         Ok(appended)
     }
 

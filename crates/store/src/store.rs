@@ -13,6 +13,7 @@ use crate::arrival::{self, LogPlace, PastPlace, PlaceError};
 use crate::clock::Clock;
 use crate::database::{ConnectError, Database, DatabaseKind, Options};
 use crate::event::Position;
+use crate::follow_up::Follower;
 use crate::hooks::Hooks;
 use crate::migrate::{self, MigrateError, Migration, Schema};
 use crate::safe_head::{Publisher, Waited};
@@ -65,6 +66,7 @@ pub struct Store(Arc<Inner>, Plugins);
 pub(crate) struct Plugins {
     pub(crate) upcasters: Option<Arc<Upcasters>>,
     pub(crate) hooks: Option<Arc<Hooks>>,
+    pub(crate) follower: Option<Follower>,
 }
 
 #[derive(Debug)]

@@ -27,11 +27,13 @@ mod poison;
 mod progress;
 mod records;
 mod retry;
+mod run_after_append;
 mod skip;
 mod stalls;
 mod standing;
 mod state_projection;
 mod steer;
+mod strict;
 mod subscriber;
 mod subscription;
 mod timers;
@@ -64,6 +66,7 @@ pub use records::{BadRow, HistoryLine, RecordError};
 pub use retry::{DelayFunction, RetryStrategies, RetryStrategy};
 pub use standing::{Stall, Standing};
 pub use state_projection::{KeptState, StateError, StateProjection};
+pub use strict::{SubscriptionsFailed, none_failed};
 pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};
 pub use subscription::{
     FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,
