@@ -6,6 +6,7 @@ mod append_model;
 mod backup;
 mod bad_input;
 mod check_cli;
+mod closed_streams;
 mod conformance;
 mod crash;
 mod dead_letters;

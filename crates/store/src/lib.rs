@@ -9,6 +9,7 @@ mod append;
 mod arrival;
 mod backup;
 mod clock;
+mod closed;
 mod connection;
 mod database;
 mod database_error;
@@ -51,6 +52,7 @@ pub use append::{Append, AppendError, Appended, ExpectedVersion, refuse_appends}
 pub use arrival::{LogPlace, PastPlace, PlaceError};
 pub use backup::{Backup, BackupError, DumpError};
 pub use clock::{Clock, ClockError};
+pub use closed::{CLOSED, CloseError};
 pub use connection::Connection;
 pub use database::{ConnectError, Database, DatabaseKind, Durability, Options, Secret, Target};
 pub use domain_event::{DomainEvent, UndecodableEvent};

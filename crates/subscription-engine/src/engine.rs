@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use store::{AppendError, Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
+use store::{
+    AppendError, Clock, CloseError, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp,
+};
 
 use crate::effects::{self, Deliveries, Delivery, EffectCounts, ImpossibleStep};
 use crate::gate::{Gate, Passage};
@@ -224,6 +226,9 @@ pub enum EngineError {
     /// What happened to an effect could not be appended.
     #[error(transparent)]
     Append(#[from] AppendError),
+    /// The stream of a subscription could not be closed.
+    #[error(transparent)]
+    Close(#[from] CloseError),
     /// A change that the state of an effect does not allow.
     #[error(transparent)]
     ImpossibleStep(#[from] ImpossibleStep),

@@ -7,6 +7,7 @@ use store::{Sql, Tx};
 use crate::context::Context;
 use crate::definition_record::DefinitionRecord;
 use crate::effects;
+use crate::emit::emitted_stream;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::markers;
 use crate::records::{self, Claim, Session};
@@ -243,15 +244,36 @@ impl Engine {
     /// Removes subscriptions, whatever their status. Teardown is tried; if it fails the row goes all the
     /// same and the failure is reported.
     pub async fn remove(&self, criteria: &Criteria, reason: &str) -> Result<Report, EngineError> {
+        self.remove_each(criteria, EmittedStream::Kept, reason).await
+    }
+
+    /// As [`Engine::remove`], and closes the stream to which each of them has emitted: nobody reads it any more, the log
+    /// keeps it. It stays closed, also for a subscriber that comes back under the same id: what that has emitted before
+    /// is not emitted again, and the first event that is new fails it. Give it another id, which has a stream of its own.
+    pub async fn remove_and_close(&self, criteria: &Criteria, reason: &str) -> Result<Report, EngineError> {
+        self.remove_each(criteria, EmittedStream::Closed, reason).await
+    }
+
+    async fn remove_each(
+        &self,
+        criteria: &Criteria,
+        emitted: EmittedStream,
+        reason: &str,
+    ) -> Result<Report, EngineError> {
         let mut report = Report::new();
         for subscription in self.select(criteria).await? {
-            let outcome = self.remove_one(&subscription.id, reason).await?;
+            let outcome = self.remove_one(&subscription.id, emitted, reason).await?;
             report.push((subscription.id, outcome));
         }
         Ok(report)
     }
 
-    async fn remove_one(&self, id: &str, reason: &str) -> Result<Outcome, EngineError> {
+    async fn remove_one(
+        &self,
+        id: &str,
+        emitted: EmittedStream,
+        reason: &str,
+    ) -> Result<Outcome, EngineError> {
         let now = self.clock().now().await?;
         let (mut tx, mut subscription, session) = match self.begin_claimed(id).await? {
             Ok(claimed) => claimed,
@@ -279,7 +301,7 @@ impl Engine {
             };
         }
         subscription.changed_at = now;
-        self.delete(tx, &subscription, reason).await?;
+        self.delete(tx, &subscription, emitted, reason).await?;
         Ok(Outcome::Removed { failure })
     }
 
@@ -312,7 +334,7 @@ impl Engine {
         match self.tear_down(&subscription, (tx, session)).await {
             Ok(tx) => {
                 subscription.changed_at = now;
-                self.delete(tx, &subscription, reason).await?;
+                self.delete(tx, &subscription, EmittedStream::Kept, reason).await?;
                 Ok(Outcome::Removed { failure: None })
             }
             Err(broken) => {
@@ -322,11 +344,28 @@ impl Engine {
         }
     }
 
-    async fn delete(&self, mut tx: Tx, subscription: &Subscription, why: &str) -> Result<(), EngineError> {
+    async fn delete(
+        &self,
+        mut tx: Tx,
+        subscription: &Subscription,
+        emitted: EmittedStream,
+        why: &str,
+    ) -> Result<(), EngineError> {
+        let reason = why;
         let why = self.forget_letters(&mut tx, subscription, why).await?;
         let why = self.forget_timers(&mut tx, &subscription.id, why).await?;
         markers::unmark_removed(&mut tx, &subscription.id).await?;
         records::delete(&mut tx, subscription, &why, self.who()).await?;
+        if emitted == EmittedStream::Closed
+            && let Ok(stream) = emitted_stream(&subscription.id)
+        {
+            let reason = format!("{} was removed: {reason}", subscription.id);
+            // The last statement before the commit, as every append.
+            if let Err(error) = self.store().close_stream_in(&mut tx, &stream, &reason).await {
+                tx.rollback().await;
+                return Err(error.into());
+            }
+        }
         tx.commit().await?;
         self.store().announce();
         tracing::info!(subscription = subscription.id, "{} is removed", subscription.id);
@@ -383,6 +422,13 @@ impl Engine {
         };
         Err(Broken { tx: None, error })
     }
+}
+
+/// What becomes of the stream to which a subscription has emitted, when it is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EmittedStream {
+    Kept,
+    Closed,
 }
 
 /// Which of a subscriber's hooks.

@@ -2,6 +2,7 @@
 
 mod history;
 mod refresh;
+mod remove;
 mod rewind;
 mod show;
 mod timers;
@@ -13,7 +14,6 @@ use store::{Position, Timestamp};
 use subscription_engine::{Criteria, Outcome, Overview, Report, Standing, State, Status};
 
 use crate::app::App;
-use crate::cli::confirm::confirm;
 use crate::cli::{Global, code_of};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
@@ -87,8 +87,8 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  herald sub teardown old_1 --yes")]
     Teardown(Steering),
     /// Remove subscriptions and drop their tables
-    #[command(after_help = "Example:\n  herald sub remove inbox_1 --yes")]
-    Remove(Steering),
+    #[command(after_help = remove::HELP)]
+    Remove(remove::Arguments),
 }
 
 /// Which subscriptions; nothing given means all.
@@ -190,17 +190,11 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         }
         Command::Teardown(which) => {
             let criteria = known(&app, which.criteria()).await?;
-            confirm_removal(&app, global, &criteria).await?;
+            remove::confirm_removal(&app, global, &criteria, false).await?;
             let report = engine.tear_down_detached(&criteria, &reason("torn down")).await?;
             told(global, "teardown", &report, "nothing is detached")
         }
-        Command::Remove(which) => {
-            let criteria = known(&app, which.criteria()).await?;
-            confirm_removal(&app, global, &criteria).await?;
-            let report = engine.remove(&criteria, &reason("removed")).await?;
-            told(global, "remove", &report, "nothing to remove")?;
-            warn_of_workers(&app).await
-        }
+        Command::Remove(arguments) => remove::run(&app, global, &arguments, &reason("removed")).await,
     };
     app.store.close().await;
     result
@@ -225,16 +219,6 @@ pub(crate) fn reason_given<'g>(global: &'g Global, what: &str) -> Result<&'g str
         Exit::new(Code::Usage, format!("nothing is {what} without a reason"))
             .with_hint("add --reason TEXT; it is kept in the history")
     })
-}
-
-/// What is removed while a worker knows its subscriber comes back.
-async fn warn_of_workers(app: &App) -> Result<(), Exit> {
-    if !app.engine.live_workers().await?.is_empty() {
-        note(
-            "A worker is running: it sets up again what its program has a subscriber for. (`sub pause` stops that.)",
-        );
-    }
-    Ok(())
 }
 
 /// An id that nobody knows is a mistake, not an empty selection.
@@ -460,39 +444,4 @@ pub(crate) fn outcome_text(outcome: &Outcome) -> String {
             format!("failed{at}: {}", failure.chain.join(": "))
         }
     }
-}
-
-/// Removing drops tables: on a terminal it is asked for, elsewhere it needs a flag.
-async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Result<(), Exit> {
-    let overviews = app.engine.status(criteria).await?;
-    if global.yes || overviews.is_empty() {
-        return Ok(());
-    }
-    let mut consequences = Vec::new();
-    for overview in &overviews {
-        for table in &overview.subscription.clean_up {
-            let rows = app.engine.rows_of(table).await?;
-            consequences.push(format!(
-                "drops table {table}{}",
-                rows.map_or_else(String::new, |n| format!(" with {n} rows"))
-            ));
-        }
-        let letters = overview.subscription.letters.open;
-        if letters > 0 {
-            consequences.push(format!("forgets {letters} dead letters of {}", overview.subscription.id));
-        }
-        if overview.effects.pending > 0 {
-            consequences.push(format!("holds {} planned effect(s)", overview.effects.pending));
-        }
-        if overview.timers.pending > 0 {
-            consequences.push(format!("forgets {} timer(s)", overview.timers.pending));
-        }
-        if overview.subscription.run_mode == subscription_engine::RunMode::FromNow {
-            let id = &overview.subscription.id;
-            consequences.push(format!("events until the next set-up of {id} will not be delivered to it"));
-        }
-    }
-    let ids: Vec<&str> = overviews.iter().map(|overview| overview.subscription.id.as_str()).collect();
-    let what = format!("removing {} {}", ids.join(", "), consequences.join("; "));
-    confirm(global, &what)
 }
