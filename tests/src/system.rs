@@ -75,6 +75,7 @@ mod tail_cli;
 mod timers;
 mod timers_cli;
 mod timers_crashes;
+mod timers_cut;
 mod timers_operators;
 mod timers_worker;
 mod transaction;
