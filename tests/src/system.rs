@@ -12,6 +12,7 @@ mod crash;
 mod dead_letters;
 mod dead_letters_cli;
 mod dead_letters_model;
+mod definition_cli;
 mod demo;
 mod disturbances;
 mod effects;

@@ -34,7 +34,12 @@ async fn set(events: &[store::Event], context: &mut Context<'_>) -> Result<(), B
 async fn fire(timers: &[Timer], context: &mut Context<'_>) -> Result<(), BoxError> {
     for timer in timers {
         let fired = format!("Fired:{}", timer.key);
-        context.because_of_timer(timer).append(&stream("fired"), ExpectedVersion::Any, &fired, Json::empty_object())?;
+        context.because_of_timer(timer).append(
+            &stream("fired"),
+            ExpectedVersion::Any,
+            &fired,
+            Json::empty_object(),
+        )?;
     }
     if timers.iter().any(|timer| timer.key == "poison") {
         std::process::abort();
@@ -49,7 +54,10 @@ fn engine_with_a_killer(store: &Store, poison: Poison) -> Engine {
         max_attempts: RETRIES,
         max_delay: None,
     };
-    let definition = Definition::projector("killer").on(["Set", "Acme.Test:Happened"]).with_retry(retry).with_poison(poison);
+    let definition = Definition::projector("killer")
+        .on(["Set", "Acme.Test:Happened"])
+        .with_retry(retry)
+        .with_poison(poison);
     let killer = Scripted::new(definition, |events, context| {
         Box::pin(async move {
             let set_them: Vec<store::Event> =
@@ -86,8 +94,10 @@ async fn a_process_that_may_die_of_a_timer() {
 
 async fn fired(store: &Store) -> Vec<String> {
     let events = store.read_stream(&stream("fired"), 0, 100).await.unwrap();
-    let mut fired: Vec<String> =
-        events.into_iter().filter_map(|event| Some(event.event_type.strip_prefix("Fired:")?.to_owned())).collect();
+    let mut fired: Vec<String> = events
+        .into_iter()
+        .filter_map(|event| Some(event.event_type.strip_prefix("Fired:")?.to_owned()))
+        .collect();
     fired.sort();
     fired
 }

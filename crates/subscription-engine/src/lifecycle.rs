@@ -12,7 +12,7 @@ use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::markers;
 use crate::records::{self, Claim, Session};
 use crate::retry::RetryStrategy;
-use crate::subscriber::{BoxError, Registered, RunMode};
+use crate::subscriber::{BoxError, Definition, Registered, RunMode};
 use crate::subscription::{Failure, Resume, State, Subscription, Transition, next};
 use crate::timers;
 use crate::unit::{self, FailsAt, Unit, bounded};
@@ -31,6 +31,22 @@ impl Engine {
             }
         }
         Ok(report)
+    }
+
+    /// Sets up the subscribers that begin now and were never set up, such as processors of a new release: whoever is about
+    /// to append does this first, so that they miss nothing of it.
+    pub async fn set_up_what_begins_now(&self) -> Result<Report, EngineError> {
+        let begins_now = |definition: &&Definition| definition.run_mode == RunMode::FromNow;
+        let ids: Vec<String> = self
+            .registry()
+            .definitions()
+            .filter(begins_now)
+            .map(|definition| definition.id.clone())
+            .collect();
+        if ids.is_empty() {
+            return Ok(Report::new());
+        }
+        self.set_up(&Criteria { ids: Some(ids), groups: None }, false).await
     }
 
     pub(crate) async fn set_up_one(

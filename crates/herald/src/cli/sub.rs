@@ -14,6 +14,7 @@ use store::{Position, Timestamp};
 use subscription_engine::{Criteria, Outcome, Overview, Report, Standing, State, Status};
 
 use crate::app::App;
+use crate::cli::projection::progress_of;
 use crate::cli::{Global, code_of};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
@@ -44,6 +45,12 @@ pub(crate) enum Command {
     /// Bring group, run mode and tables from the code to the rows
     #[command(after_help = refresh::HELP)]
     Refresh(refresh::Arguments),
+    /// Build a projector's tables anew from the first event on; they are empty meanwhile
+    #[command(after_help = "Example:\n  herald sub replay inbox_1 --reason \"the handler was wrong\"")]
+    Replay {
+        /// Its id
+        id: String,
+    },
     /// Put a projector somewhere else in the log: back or forward
     #[command(after_help = rewind::HELP)]
     Rewind(rewind::Arguments),
@@ -159,6 +166,11 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         Command::Wait(arguments) => wait::run(&app, global, &arguments).await,
         Command::Discover => discover(&app, global).await,
         Command::Refresh(arguments) => refresh::run(&app, global, &arguments, &reason("refreshed")).await,
+        Command::Replay { id } => {
+            known(&app, Criteria::id(&id)).await?;
+            let outcome = engine.replay(&id, &reason("replayed"), progress_of(&id)).await?;
+            told(global, "replay", &vec![(id, outcome)], "nothing to replay")
+        }
         Command::Rewind(arguments) => rewind::run(&app, global, &arguments, &reason("put elsewhere")).await,
         Command::Timers(arguments) => timers::run(&app, global, &arguments, &config.who).await,
         Command::Setup { selection, skip_booting } => {
