@@ -146,6 +146,20 @@ both! {
         assert_eq!(store.head().await.unwrap().position.0, all_in_the_log(&store).await, "nothing else was written");
     }
 
+    /// Of several appends of a transaction, the stream that is closed is named, however long its name is.
+    async fn e29_a_closed_stream_with_a_long_name_is_named(database: TestDatabase) {
+        let store = database.store().await;
+        let long = stream(&format!("ü{}", "é".repeat(100)));
+        store.append(&long, ExpectedVersion::Any, vec![event(1)]).await.unwrap();
+        store.close_stream(&long, "test").await.unwrap();
+        let append =
+            |name: &StreamName| Append { stream: name.clone(), expected: ExpectedVersion::Any, events: vec![event(2)] };
+        let mut tx = store.begin().await.unwrap();
+        let refused = store.append_all(&mut tx, vec![append(&stream("a-1")), append(&long), append(&stream("z-1"))]).await;
+        assert!(matches!(&refused, Err(AppendError::StreamClosed(name)) if *name == long), "{refused:?}");
+        tx.rollback().await;
+    }
+
     /// Strangers that share a commit with an append to a closed stream are not refused with it.
     async fn e29_others_of_the_same_commit_are_written(database: TestDatabase) {
         let store = database.store().await;

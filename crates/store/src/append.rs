@@ -360,7 +360,12 @@ fn of_closed_stream(error: sqlx::Error, appends: &[&Append]) -> AppendError {
         .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
         .and_then(PgDatabaseError::detail)
         .unwrap_or_default();
-    let closed = appends.iter().find(|append| row.contains(&format!("({}, ", append.stream)));
+    // It tells no more than so many bytes of each value.
+    let told = |name: &str| match name.len() {
+        ..=64 => format!("({name}, "),
+        _ => format!("({}..., ", &name[..name.floor_char_boundary(64)]),
+    };
+    let closed = appends.iter().find(|append| row.contains(&told(append.stream.as_str())));
     match closed.or(appends.first()) {
         Some(append) => AppendError::StreamClosed(append.stream.clone()),
         None => error.into(),

@@ -2,8 +2,8 @@
 //!
 //! Nobody catches an abort, an overflow of the stack or the kernel's answer to a lack of memory, and whoever is started
 //! again would run into it again. So after an end without a goodbye the units of a worker begin small and are marked,
-//! and so is every further try of an event or a timer that failed. A marker whose runner is gone tells what that one died of: a
-//! larger unit is tried in halves, a single event or timer counts as a failed attempt.
+//! and so is every further try of an event or a timer that failed. A marker whose runner is gone tells what that one
+//! died of: a larger unit is tried in halves, a single event or timer counts as a failed attempt.
 
 use std::path::Path;
 use std::sync::OnceLock;

@@ -140,10 +140,11 @@ impl Engine {
             cursor.timers_went = true;
             match fire(self, registered, seen, cursor, now).await? {
                 Look::Behind(position) => barrier = Some(position),
-                // Nothing: somebody else has fired them meanwhile.
-                Look::Busy | Look::Nothing => {
+                // Somebody else has fired them meanwhile.
+                Look::Nothing => return Ok(Step::Busy),
+                Look::Busy => {
                     // Somebody else's marker may be in the way.
-                    cursor.is_checked = cursor.care.is_none();
+                    cursor.is_checked = false;
                     return Ok(Step::Busy);
                 }
                 Look::Stalled(why) => return Ok(Step::Stalled(why)),
