@@ -7,7 +7,9 @@
 mod gaps;
 mod moving;
 mod operations;
+mod refresh;
 mod retries;
+mod running;
 mod setup;
 mod teardown;
 

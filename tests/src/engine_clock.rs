@@ -1,12 +1,18 @@
 //! The manual clock: it stops wherever something is due, and returns when everybody has caught up with it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use store::{ClockError, Position, Timestamp};
-use subscription_engine::{ClockAdvanceError, Criteria, Definition, Engine, Outcome, State};
-use testkit::{Collector, Failing, Held, T0, both, position, positions};
+use store::{ClockError, ExpectedVersion, Json, Position, Timestamp};
+use subscription_engine::{
+    ClockAdvanceError, Criteria, Definition, Engine, NewEffect, Outcome, Registry, State, Subscriber,
+};
+use testkit::{Collector, Failing, Held, Receiver, Scripted, T0, both, position, positions};
 
+use crate::effects::{ask, ledger, mailer, posting};
 use crate::engine::{Running, append, engine, look, only, until};
+use crate::given::stream;
+use crate::program::herald;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -98,5 +104,79 @@ both! {
         assert_eq!(only(engine.run(&Criteria::all(), None).await.unwrap()), Outcome::CaughtUp { events: 1 });
         let now = look(&engine, "failing").await;
         assert_eq!((now.state.status().word(), now.attempt, now.failing_position), ("active", 0, None));
+    }
+
+    /// E-31: retries, timers and effects are each done at their own instant, though the clock is moved once.
+    async fn e31_retries_timers_and_effects_each_at_their_instant(database: TestDatabase) {
+        let store = database.store_with_manual_clock().await;
+        let acting = Scripted::new(Definition::processor("acting").on(["Acme.Test:Happened"]), |events, context| {
+            Box::pin(async move {
+                for event in events {
+                    let mut cause = context.because_of(event);
+                    cause.set_timer("ring", after(7), Json::empty_object())?;
+                    cause.plan_effect(NewEffect { not_before: Some(after(9)), ..NewEffect::new("mail", "a", "first") })?;
+                }
+                Ok(())
+            })
+        });
+        let acting = acting.with_timers(|timers, context| {
+            Box::pin(async move {
+                for timer in timers {
+                    let mut cause = context.because_of_timer(timer);
+                    cause.append(&stream("rang"), ExpectedVersion::Any, "Rang", Json::empty_object())?;
+                    // Due on the way as well, though nobody knew of it when the clock was set.
+                    cause.plan_effect(NewEffect { not_before: Some(after(8)), ..NewEffect::new("mail", "b", "second") })?;
+                }
+                Ok(())
+            })
+        });
+        let failing = Failing::new(Definition::projector("failing"), [1]);
+        let receiver = Arc::new(Receiver::new("mail"));
+        let engine = posting(engine(&store, vec![Arc::new(acting), failing]), &receiver);
+        engine.set_up(&Criteria::all(), false).await.unwrap();
+        append(&store, 1).await;
+
+        engine.set_clock(after(10_000), PATIENCE).await.unwrap();
+
+        assert_eq!(failures(&engine, "failing").await, [0, 5, 15, 35, 75, 155]);
+        assert_eq!(store.read_stream(&stream("rang"), 0, 10).await.unwrap()[0].recorded_at, after(7));
+        assert_eq!(receiver.bodies(), ["second", "first"]);
+        let mut done: Vec<Timestamp> = ledger(&engine).await.iter().map(|effect| effect.changed_at).collect();
+        done.sort();
+        assert_eq!(done, [after(8), after(9)]);
+    }
+
+    /// E-31: what is on its way is waited for, and named where it takes too long.
+    async fn e31_an_effect_on_its_way_is_waited_for(database: TestDatabase) {
+        let store = database.store_with_manual_clock().await;
+        let receiver = Arc::new(Receiver::new("mail").held());
+        let engine = mailer(&store, &receiver).await;
+        let worker = Running::start(&engine).await;
+        ask(&store, 0, &["a"]).await;
+        receiver.has_received(1).await;
+        let error = engine.set_clock(after(60), Duration::from_millis(200)).await.unwrap_err();
+        assert!(matches!(&error, ClockAdvanceError::TimedOut { lagging, .. } if lagging == "mailing"), "{error}");
+        receiver.let_go(1);
+        engine.set_clock(after(60), PATIENCE).await.unwrap();
+        assert_eq!(receiver.bodies().len(), 1);
+        worker.stop().await;
+    }
+
+    /// E-31, C-10: the command gives up after its time-out with a code of its own, and says who lags.
+    async fn e31_c10_the_command_times_out(database: TestDatabase) {
+        herald(&database, &["store", "setup", "--test-clock", "2026-01-01T00:00:00Z"]).ok();
+        let store = database.open().await;
+        let held = Held::before_writing(Definition::projector("inbox_1"));
+        let registry = Registry::new([held.clone() as Arc<dyn Subscriber>]).unwrap();
+        let engine = Engine::new(store.clone(), registry, "herald");
+        append(&store, 1).await;
+        let worker = Running::start(&engine).await;
+        held.entered(1).await;
+        let said = herald(&database, &["--test-mode", "clock", "advance", "10s", "--timeout", "100ms"]).fails(8);
+        assert!(said.stderr.contains("inbox_1 did not catch up within 100ms"), "{said:?}");
+        herald(&database, &["--test-mode", "clock", "advance", "10s", "--timeout", "soon"]).fails(2);
+        // What it does with the event is another matter: it has no table.
+        held.let_go(10);
+        worker.kill().await;
     }
 }

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use store::{Event, ExpectedVersion, Json, NewEvent, Store};
+use store::{CLOSED, Event, ExpectedVersion, Json, NewEvent, ReadError, Store};
 use subscription_engine::{
-    Criteria, Definition, Emission, Engine, FaultPoint, Linked, Outcome, Status, Subscriber,
+    Criteria, Definition, Emission, Engine, FaultPoint, Linked, Outcome, RetryStrategy, Status, Subscriber,
 };
 use testkit::{Collector, KillSwitch, Scripted, both};
 
-use crate::engine::{append_typed, engine};
+use crate::engine::{append_typed, engine, status};
+use crate::engine_failure::failure_of;
 use crate::given::{all_events, stream};
 
 /// Emits "Noted" for each event.
@@ -136,5 +137,71 @@ both! {
         assert_eq!(of_stream(&store, "subscription_emitting").await.len(), 2);
         assert_eq!(of_stream(&store, "orders").await.len(), 4);
         assert_eq!(all_events(&store).await.len(), 8);
+    }
+
+    /// PL-142, E-29: removal can close the stream to which it has emitted, and the log keeps that.
+    async fn e29_pl_142_removal_can_close_the_emitted_stream(database: TestDatabase) {
+        let store = database.store().await;
+        let engine = engine(&store, vec![emitter(Definition::processor("a").on(["Placed"]))]);
+        booted(&engine).await;
+        append_typed(&store, "order-1", &["Placed", "Placed"]).await;
+        engine.catch_up(&Criteria::all()).await.unwrap();
+        assert_eq!(all_events(&store).await.len(), 4);
+
+        let report = engine.remove_and_close(&Criteria::id("a"), "b has taken over").await.unwrap();
+
+        assert_eq!(report, [("a".to_owned(), Outcome::Removed { failure: None })]);
+        let read = store.read_stream(&stream("subscription_a"), 0, 10).await;
+        assert!(matches!(read, Err(ReadError::StreamClosed(_))), "{read:?}");
+        assert_eq!(all_events(&store).await.len(), 2, "what others have appended");
+        let kept = all_events(&store.clone().with_closed_streams()).await;
+        let types: Vec<&str> = kept[2..].iter().map(|event| event.event_type.as_str()).collect();
+        assert_eq!(types, ["Noted", "Noted", CLOSED]);
+        assert_eq!(kept[4].payload.as_str(), r#"{"reason":"a was removed: b has taken over"}"#);
+        // One that has emitted nothing has no stream to close, and is removed all the same.
+        engine.set_up(&Criteria::all(), true).await.unwrap();
+        let report = engine.remove_and_close(&Criteria::id("a"), "twice").await.unwrap();
+        assert_eq!(report, [("a".to_owned(), Outcome::Removed { failure: None })]);
+    }
+
+    /// E-29: under the same id nothing is emitted once more, and what is new fails with the reason; another id has a
+    /// stream of its own.
+    async fn e29_what_comes_back_under_the_same_id_cannot_emit(database: TestDatabase) {
+        let store = database.store().await;
+        append_typed(&store, "order-1", &["Placed"]).await;
+        let always = |id: &str| {
+            let definition = Definition::projector(id).on(["Placed"]).with_emission(Emission::Always);
+            emitter(definition.with_retry(RetryStrategy::None))
+        };
+        let engine = engine(&store, vec![always("a")]);
+        engine.catch_up(&Criteria::all()).await.unwrap();
+        engine.remove_and_close(&Criteria::all(), "test").await.unwrap();
+
+        engine.catch_up(&Criteria::all()).await.unwrap();
+        assert_eq!(status(&engine, "a").await, Status::Active, "what it has emitted is in the log already");
+        append_typed(&store, "order-1", &["Placed"]).await;
+        engine.catch_up(&Criteria::all()).await.unwrap();
+        let failure = failure_of(&engine, "a").await;
+        assert_eq!(
+            failure.message(),
+            "stream subscription_a is closed, and nothing can be appended to it any more; use another stream"
+        );
+        let next = crate::engine::engine(&store, vec![always("b")]);
+        next.catch_up(&Criteria::id("b")).await.unwrap();
+        assert_eq!(of_stream(&store, "subscription_b").await.len(), 2);
+    }
+
+    /// E-29, E-20: the row and the stream go together, or not at all.
+    async fn e29_the_row_and_the_stream_go_together(database: TestDatabase) {
+        let store = database.store().await;
+        let engine = engine(&store, vec![emitter(Definition::processor("a").on(["Placed"]))]);
+        booted(&engine).await;
+        append_typed(&store, "order-1", &["Placed"]).await;
+        engine.catch_up(&Criteria::all()).await.unwrap();
+        let guard = crate::hooks::refusing(&store, "subscription_a");
+        let guarded = crate::engine::engine(&guard, vec![]);
+        guarded.remove_and_close(&Criteria::id("a"), "test").await.unwrap_err();
+        assert_eq!(status(&engine, "a").await, Status::Active);
+        assert_eq!(of_stream(&store, "subscription_a").await.len(), 1);
     }
 }

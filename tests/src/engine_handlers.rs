@@ -126,9 +126,9 @@ both! {
         assert_eq!(position(&look(&engine, "bank").await), 6);
     }
 
-    /// SUB-12: a function for everything sees every event, also those that have a function of their own; each page is
-    /// written once and begins empty.
-    async fn sub_12_a_function_for_everything(database: TestDatabase) {
+    /// SUB-12, PL-050: a function for everything sees every event, also those that have a function of their own, and both
+    /// are called once; each page is written once and begins empty.
+    async fn pl_050_sub_12_a_function_for_everything(database: TestDatabase) {
         let store = database.store().await;
         happened(&store, "account-1", &[Deposited { cents: 500 }]).await;
         append_typed(&store, "account-1", &["Bank:Renamed"]).await;

@@ -58,7 +58,7 @@ both! {
 }
 
 #[test]
-fn e30_an_unknown_name_is_refused_when_registered() {
+fn e30_pl_070_an_unknown_name_is_refused_when_registered() {
     let definition = Definition::projector("hopeful").with_retry_named("patience");
     let subscriber = Failing::new(definition, []) as Arc<dyn Subscriber>;
     let error = Registry::with_retry_strategies([subscriber], &strategies()).unwrap_err();

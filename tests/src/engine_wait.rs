@@ -191,7 +191,7 @@ both! {
         append(&store, 2).await;
         before.catch_up(&Criteria::all()).await.unwrap();
         assert_eq!(
-            only(before.refresh(&Criteria::all(), "to see it").await.unwrap()),
+            only(before.refresh(&Criteria::all(), false, "to see it").await.unwrap()),
             Outcome::Refreshed { changes: Vec::new() }
         );
         let definition = Definition::projector("one")
@@ -200,7 +200,7 @@ both! {
             .with_table("t", "one_more_table");
         let after = engine(&store, vec![Arc::new(Scripted::idle(definition))]);
         let was = look(&after, "one").await;
-        let outcome = only(after.refresh(&Criteria::all(), "to see it").await.unwrap());
+        let outcome = only(after.refresh(&Criteria::all(), false, "to see it").await.unwrap());
         let Outcome::Refreshed { changes } = outcome else { panic!("{outcome:?}") };
         assert_eq!(changes.len(), 3, "{changes:?}");
         let is = look(&after, "one").await;

@@ -72,6 +72,11 @@ impl Hook for Listener {
 /// Refuses appends to, and reads of, streams of a category.
 struct Closed(&'static str);
 
+/// A handle of a log that refuses what goes to streams of a category.
+pub(crate) fn refusing(store: &Store, category: &'static str) -> Store {
+    store.clone().with_hooks(Hooks::new().with(0, Closed(category)))
+}
+
 impl Hook for Closed {
     fn name(&self) -> &str {
         "opening hours"

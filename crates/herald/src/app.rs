@@ -101,11 +101,19 @@ impl App {
     }
 
     /// Opens a log, and makes it first if it is not there: tables, and every subscriber set up, so that none
-    /// misses an event that is appended before a worker starts.
+    /// misses an event that is appended before a worker starts. One that is there and that a new program has processors
+    /// for gets those set up first, for the same reason.
     pub(crate) async fn open_or_set_up(config: &Config) -> Result<Self, Exit> {
         let store = connect(config, true).await?;
         if store.schema().await? == Schema::Current {
-            return Self::assemble(config, store, None).await;
+            let app = Self::assemble(config, store, None).await?;
+            for (id, outcome) in app.engine.set_up_what_begins_now().await? {
+                match outcome {
+                    Outcome::Became { .. } => note(&format!("Set up {id} first, so that it misses nothing")),
+                    outcome => note(&format!("{id}: {}", crate::cli::outcome_text(&outcome))),
+                }
+            }
+            return Ok(app);
         }
         if config.test_mode {
             return Err(Exit::new(Code::NotFound, "the event store is not set up yet")

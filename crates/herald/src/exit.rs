@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use store::{ConnectError, Fault, MigrateError, PlaceError, StoreError, messages};
+use store::{AppendError, ConnectError, Fault, MigrateError, PlaceError, ReadError, StoreError, messages};
 
 use crate::output::note;
 
@@ -105,6 +105,15 @@ impl Exit {
     }
 }
 
+/// What is read of a closed stream is not there, and what is appended to it is in conflict with that.
+fn of_closed_stream(error: &(dyn Error + 'static)) -> Option<Code> {
+    match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(ReadError::StreamClosed(_)), _) => Some(Code::NotFound),
+        (_, Some(AppendError::StreamClosed(_))) => Some(Code::Conflict),
+        _ => error.source().and_then(of_closed_stream),
+    }
+}
+
 impl fmt::Display for Exit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
@@ -129,6 +138,9 @@ impl<E: Error + 'static> From<E> for Exit {
         ) = error.downcast_ref()
         {
             return Self::new(Code::Configuration, message);
+        }
+        if let Some(refused) = of_closed_stream(error) {
+            return Self::new(refused, message);
         }
         let (code, hint) = match Fault::of(error) {
             Fault::Unreachable => {

@@ -22,6 +22,8 @@ pub(crate) use self::committer::Committer;
 use self::known::{known_append, leave_out_stored_derived};
 use self::postgres::{Together, append_on_postgres};
 use self::sqlite::append_on_sqlite;
+use crate::closed::is_closed;
+use crate::connection::Connection;
 use crate::database::DatabaseKind;
 use crate::event::{InvalidEvent, MAX_APPEND_EVENTS, NewEvent, Position, Version};
 use crate::guard::BoxError;
@@ -116,6 +118,9 @@ pub enum AppendError {
     /// The store was closed before; nothing was written.
     #[error("the store is closed; nothing can be appended to {0} through this handle")]
     Closed(StreamName),
+    /// The stream is closed for good: nothing was written, and nothing will be. Take a stream of another name.
+    #[error("stream {0} is closed, and nothing can be appended to it any more; use another stream")]
+    StreamClosed(StreamName),
     /// A hook does not allow it; nothing was written, and the ids can be used again.
     #[error("hook {hook:?} refuses the append to {stream}")]
     RefusedByHook {
@@ -146,6 +151,8 @@ pub enum AppendError {
 enum Outcome {
     Appended(Appended),
     Conflict(Option<Version>),
+    /// The stream is closed.
+    StreamClosed,
     /// Some of its ids are in the log: see [`known_append`].
     Known,
 }
@@ -189,15 +196,27 @@ impl Store {
         expected: ExpectedVersion,
         events: Vec<NewEvent>,
     ) -> Result<Appended, AppendError> {
+        refuse_types_of_the_log(&events)
+            .map_err(|source| AppendError::Invalid { stream: stream.clone(), source })?;
+        self.append_own(Append { stream: stream.clone(), expected, events }).await
+    }
+
+    /// As [`Store::append`], also of events of the log's own types.
+    pub(crate) async fn append_own(&self, mut append: Append) -> Result<Appended, AppendError> {
         refused_here()?;
-        let mut append = Append { stream: stream.clone(), expected, events };
         self.prepare(std::slice::from_mut(&mut append))?;
         if append.events.is_empty() {
             return Ok(Appended { position: None, version: None, replayed: false });
         }
-        let Some(hooks) = self.hooks() else { return self.committer().append(append).await };
-        let appended = self.committer().append(append.clone()).await?;
-        hooks.after_append(&append, &appended);
+        let appended = match self.hooks() {
+            None => self.committer().append(append).await?,
+            Some(hooks) => {
+                let appended = self.committer().append(append.clone()).await?;
+                hooks.after_append(&append, &appended);
+                appended
+            }
+        };
+        self.follow_up(appended).await;
         Ok(appended)
     }
 
@@ -206,7 +225,16 @@ impl Store {
     /// Answers in the order of the appends; one that is a repetition answers what it did the first time and
     /// keeps no other from being written. On an error nothing can be committed: roll the transaction back.
     /// Events with a derived id that the log already has are left out: the first stored one wins.
-    pub async fn append_all(
+    pub async fn append_all(&self, tx: &mut Tx, appends: Vec<Append>) -> Result<Vec<Appended>, AppendError> {
+        for Append { stream, events, .. } in &appends {
+            refuse_types_of_the_log(events)
+                .map_err(|source| AppendError::Invalid { stream: stream.clone(), source })?;
+        }
+        self.append_all_own(tx, appends).await
+    }
+
+    /// As [`Store::append_all`], also of events of the log's own types.
+    pub(crate) async fn append_all_own(
         &self,
         tx: &mut Tx,
         mut appends: Vec<Append>,
@@ -252,16 +280,21 @@ impl Store {
         let sorted: Vec<&Append> = order.iter().map(|i| &appends[*i]).collect();
         let outcomes = match tx.kind() {
             _ if sorted.is_empty() => Vec::new(),
-            DatabaseKind::Postgres => {
-                append_on_postgres(tx.connection(), &sorted, Together::AllOrNone).await?
-            }
+            DatabaseKind::Postgres => append_on_postgres(tx.connection(), &sorted, Together::AllOrNone)
+                .await
+                .map_err(|error| of_closed_stream(error, &sorted))?,
             DatabaseKind::Sqlite => append_on_sqlite(tx, self, &sorted).await?,
         };
         let mut results = already;
         for (index, outcome) in order.into_iter().zip(outcomes) {
             results[index] = match outcome {
                 Outcome::Appended(appended) => appended,
-                Outcome::Conflict(actual) => return Err(wrong_version(&appends[index], actual)),
+                Outcome::Conflict(actual) => {
+                    return Err(conflict(tx.connection(), &appends[index], actual).await?);
+                }
+                Outcome::StreamClosed => {
+                    return Err(AppendError::StreamClosed(appends[index].stream.clone()));
+                }
                 Outcome::Known => known_append(tx.connection(), &appends[index]).await?,
             };
         }
@@ -288,6 +321,55 @@ fn check(appends: &[Append]) -> Result<(), AppendError> {
         }
     }
     Ok(())
+}
+
+/// Types that begin with a dollar sign are the log's own, as such streams are.
+fn refuse_types_of_the_log(events: &[NewEvent]) -> Result<(), InvalidEvent> {
+    match events.iter().find(|event| event.event_type.starts_with('$')) {
+        Some(event) => Err(InvalidEvent::ReservedType(event.event_type.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Why a stream is not as expected: it moved on, or it is closed.
+async fn conflict(
+    connection: &mut Connection,
+    append: &Append,
+    actual: Option<Version>,
+) -> sqlx::Result<AppendError> {
+    if actual.is_some() && is_closed(connection, &append.stream).await? {
+        return Ok(AppendError::StreamClosed(append.stream.clone()));
+    }
+    Ok(wrong_version(append, actual))
+}
+
+/// A closed stream's row cannot move on.
+pub(crate) fn is_closed_stream(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| {
+        error.constraint().unwrap_or(error.message()).ends_with("herald_streams_closed_for_good")
+    })
+}
+
+/// Which of several appends met a closed stream: the database tells with the row that it refuses.
+fn of_closed_stream(error: sqlx::Error, appends: &[&Append]) -> AppendError {
+    if !is_closed_stream(&error) {
+        return error.into();
+    }
+    let row = error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .and_then(PgDatabaseError::detail)
+        .unwrap_or_default();
+    // It tells no more than so many bytes of each value.
+    let told = |name: &str| match name.len() {
+        ..=64 => format!("({name}, "),
+        _ => format!("({}..., ", &name[..name.floor_char_boundary(64)]),
+    };
+    let closed = appends.iter().find(|append| row.contains(&told(append.stream.as_str())));
+    match closed.or(appends.first()) {
+        Some(append) => AppendError::StreamClosed(append.stream.clone()),
+        None => error.into(),
+    }
 }
 
 fn wrong_version(append: &Append, actual: Option<Version>) -> AppendError {

@@ -188,6 +188,9 @@ pub enum InvalidEvent {
     /// One id stands for two events.
     #[error("the event id {0} stands twice in one call")]
     IdTwice(Uuid),
+    /// The type is one of the log's own.
+    #[error("the event type {0:?} belongs to the log: types that start with $ are reserved")]
+    ReservedType(String),
     /// The stream is one of the log's own.
     #[error("the stream {0} belongs to the log: names that start with $ are reserved")]
     ReservedStream(StreamName),

@@ -4,6 +4,7 @@
 //! whether it is wanted; what the database does to find events quickly never changes that answer.
 
 mod matcher;
+mod written;
 
 pub(crate) use self::matcher::{Condition, Field, Property, Test};
 pub use self::matcher::{InvalidMatch, MatchScalar, MatchValue, Matcher, Operator};

@@ -70,6 +70,12 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0007_log_place.sql"),
         postgres: include_str!("../../../migrations/postgres/0007_log_place.sql"),
     },
+    Migration {
+        number: 18,
+        name: "closed_streams",
+        sqlite: include_str!("../../../migrations/sqlite/0018_closed_streams.sql"),
+        postgres: include_str!("../../../migrations/postgres/0018_closed_streams.sql"),
+    },
 ];
 
 /// How the schema of a database stands to the program.

@@ -22,6 +22,9 @@ pub(crate) use self::query::{Bound, Query, category_expression};
 use self::query::{Plan, Range, stream_before, stream_from};
 pub(crate) use self::row::fetch_numbers;
 use self::row::{Reader, Rows, fetch, fetch_in};
+use self::shown::View;
+use crate::closed::{CLOSED, Closed, is_closed};
+use crate::connection::Connection;
 use crate::event::{Event, Position, Version};
 use crate::filter::Filter;
 use crate::guard::BoxError;
@@ -47,7 +50,7 @@ const PAGE_EVENTS: usize = 1_000;
 /// as many, and so on: where they are frequent, little is found in vain, and where they are rare, the end is near.
 const FIRST_WINDOW: i64 = 4;
 const WINDOW_GROWTH: i64 = 8;
-/// The same for events of which upcasters show nothing that is wanted.
+/// The same for events of which nothing that is wanted is shown.
 const UPCAST_GROWTH: usize = 8;
 
 /// Which way.
@@ -95,6 +98,9 @@ pub enum ReadError {
         #[source]
         source: BoxError,
     },
+    /// The stream is closed for good, and its events are not read any more.
+    #[error("there is no stream {0}: it was closed")]
+    StreamClosed(StreamName),
     /// A hook does not allow it.
     #[error("hook {hook:?} refuses to have this read")]
     RefusedByHook {
@@ -142,7 +148,9 @@ impl Store {
         if filter.is_all() {
             let stored = self.read_contiguous(after, page_limit(limit)).await?;
             let is_end = stored.is_empty() && limit > 0;
-            let rows = Rows::stored(stored).shown(self.upcasters(), filter, Direction::Forwards, limit);
+            let closed = self.closed().await?;
+            let view = View { upcasters: self.upcasters(), closed: &closed };
+            let rows = Rows::stored(stored).shown(view, filter, Direction::Forwards, limit);
             return match (rows.bad, rows.last) {
                 (Some(error), None) => Err(error),
                 (_, last) => {
@@ -213,7 +221,9 @@ impl Store {
         let mut range = Range { after: Position::START, up_to, direction: Direction::Forwards };
         let stored = self.stored(filter);
         let plan = self.plan(&stored);
-        if !plan.looks_at_others() && !self.upcasters().is_some_and(|upcasters| upcasters.touch(&stored)) {
+        let is_plain = self.closed().await?.is_empty()
+            && !self.upcasters().is_some_and(|upcasters| upcasters.touch(&stored));
+        if !plan.looks_at_others() && is_plain {
             let (count, _) = fetch_numbers(self.database(), plan.count(range)).await?;
             return Ok(count.and_then(|count| u64::try_from(count).ok()).unwrap_or(0));
         }
@@ -242,6 +252,7 @@ impl Store {
         let page = async {
             let query = stream_from(self.database().kind(), stream, from_version, self.rows_at_once(limit));
             let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
+            self.refuse_closed(None, stream, &rows, Direction::Forwards, from_version <= 0).await?;
             self.stream_page(rows, Direction::Forwards, limit)
         };
         self.hooked(reading, page, |page| &page.events).await
@@ -260,6 +271,8 @@ impl Store {
             tx.usable()?;
             let query = stream_from(tx.kind(), stream, from_version, self.rows_at_once(limit));
             let rows = fetch_in(tx.connection(), &query, MAX_PAGE_BYTES).await?;
+            let connection = Some(tx.connection());
+            self.refuse_closed(connection, stream, &rows, Direction::Forwards, from_version <= 0).await?;
             self.stream_page(rows, Direction::Forwards, limit)
         };
         self.hooked(reading, page, |page| &page.events).await
@@ -277,14 +290,43 @@ impl Store {
             let (kind, before) = (self.database().kind(), before.map(|version| version.0));
             let query = stream_before(kind, stream, before, self.rows_at_once(limit));
             let rows = fetch(self.database(), query, MAX_PAGE_BYTES).await?;
+            self.refuse_closed(None, stream, &rows, Direction::Backwards, before.is_none()).await?;
             self.stream_page(rows, Direction::Backwards, limit)
         };
         self.hooked(reading, page, |page| &page.events).await
     }
 
+    /// The events of a closed stream are not shown. Its last event tells, where the rows reach it; elsewhere it is asked
+    /// for. `is_first`: nothing of the stream stands before these rows.
+    async fn refuse_closed(
+        &self,
+        connection: Option<&mut Connection>,
+        stream: &StreamName,
+        rows: &Rows,
+        direction: Direction,
+        is_first: bool,
+    ) -> Result<(), ReadError> {
+        if self.plugins().shows_closed {
+            return Ok(());
+        }
+        let last = match direction {
+            Direction::Forwards if !rows.is_cut => rows.events.last(),
+            Direction::Backwards if is_first => rows.events.first(),
+            _ => None,
+        };
+        let is_closed = match (last, connection) {
+            (Some(event), _) => event.event_type == CLOSED,
+            (None, _) if is_first && rows.events.is_empty() && rows.bad.is_none() => false,
+            (None, Some(connection)) => is_closed(connection, stream).await?,
+            (None, None) => is_closed(&mut self.database().reader().await?, stream).await?,
+        };
+        if is_closed { Err(ReadError::StreamClosed(stream.clone())) } else { Ok(()) }
+    }
+
     fn stream_page(&self, rows: Rows, direction: Direction, limit: usize) -> Result<StreamPage, ReadError> {
         self.note_sizes(&rows);
-        let rows = rows.shown(self.upcasters(), &Filter::all(), direction, limit);
+        let view = View { upcasters: self.upcasters(), closed: &Closed::default() };
+        let rows = rows.shown(view, &Filter::all(), direction, limit);
         let scanned_to = rows.last.map(|(_, version)| version);
         let next = match direction {
             Direction::Forwards => scanned_to.map(|last| Version(last.0 + 1)),
@@ -314,11 +356,17 @@ impl Store {
         if limit == 0 {
             return Ok(page);
         }
+        // Inside a transaction no second connection is asked for.
+        let closed = match &reader {
+            Reader::Pool(_) => self.closed().await?,
+            Reader::Transaction(_) => self.closed_as_known(),
+        };
+        let view = View { upcasters: self.upcasters(), closed: &closed };
         let stored = self.stored(filter);
         let plan = self.plan(&stored);
         let mut window = plan.merges().then(|| page_limit(limit).saturating_mul(FIRST_WINDOW));
         let mut may_look_at = MAX_LOOKED_AT;
-        // Where upcasters make nothing of much, more is asked for at once.
+        // Where much is not shown, more is asked for at once.
         let mut at_least = 1;
         let mut bytes = 0;
         while !range.is_empty() && !filter.is_nothing() {
@@ -336,12 +384,12 @@ impl Store {
             let mut rows = reader.fetch(query, MAX_PAGE_BYTES.saturating_sub(bytes)).await?;
             self.note_sizes(&rows);
             bytes += rows.bytes;
-            if self.upcasters().is_some() && !plan.looks_at_others() {
-                // They may make of what was looked for something that is not wanted.
+            if view.hides() && !plan.looks_at_others() {
+                // What was looked for may be shown as something that is not wanted, or not at all.
                 may_look_at -= page_limit(rows.events.len());
             }
-            rows = rows.shown(self.upcasters(), filter, range.direction, room);
-            if rows.events.is_empty() && self.upcasters().is_some() {
+            rows = rows.shown(view, filter, range.direction, room);
+            if rows.events.is_empty() && view.hides() {
                 at_least = (at_least * UPCAST_GROWTH).min(MAX_PAGE_EVENTS);
             }
             match rows.last.filter(|_| rows.is_cut) {

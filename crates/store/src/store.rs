@@ -11,8 +11,10 @@ use uuid::Uuid;
 use crate::append::Committer;
 use crate::arrival::{self, LogPlace, PastPlace, PlaceError};
 use crate::clock::Clock;
+use crate::closed::KnownClosed;
 use crate::database::{ConnectError, Database, DatabaseKind, Options};
 use crate::event::Position;
+use crate::follow_up::Follower;
 use crate::hooks::Hooks;
 use crate::migrate::{self, MigrateError, Migration, Schema};
 use crate::safe_head::{Publisher, Waited};
@@ -65,6 +67,9 @@ pub struct Store(Arc<Inner>, Plugins);
 pub(crate) struct Plugins {
     pub(crate) upcasters: Option<Arc<Upcasters>>,
     pub(crate) hooks: Option<Arc<Hooks>>,
+    pub(crate) follower: Option<Follower>,
+    /// Closed streams are read as well.
+    pub(crate) shows_closed: bool,
 }
 
 #[derive(Debug)]
@@ -80,6 +85,8 @@ struct Inner {
     refusals: Vec<StoreError>,
     /// How large the events of the last page were, on average: it bounds what is asked for at once.
     bytes_per_event: AtomicUsize,
+    /// The streams that are closed, as far as this process knows.
+    closed: Arc<KnownClosed>,
     /// Held by the one task that finds out who is appending.
     prover: Mutex<Waited>,
     /// Publishes how far the log is settled.
@@ -245,6 +252,7 @@ impl Store {
             place: found.place,
             refusals: found.refusals,
             bytes_per_event: AtomicUsize::new(0),
+            closed: Arc::default(),
             prover: Mutex::default(),
             publisher,
             notifier: Mutex::new(Some(notifier)),
@@ -411,6 +419,10 @@ impl Store {
 
     pub(crate) fn committer(&self) -> &Committer {
         &self.0.committer
+    }
+
+    pub(crate) fn known_closed(&self) -> &Arc<KnownClosed> {
+        &self.0.closed
     }
 
     pub(crate) fn bytes_per_event(&self) -> usize {

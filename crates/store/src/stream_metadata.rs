@@ -63,7 +63,7 @@ impl Store {
                 "SELECT m.metadata, m.changed_at
                    FROM herald_streams AS s
                    LEFT JOIN herald_stream_metadata AS m ON m.stream = s.stream
-                  WHERE s.stream = $1",
+                  WHERE s.stream = $1 AND s.closed_version IS NULL",
                 (stream.as_str(),),
             )
             .await?;
@@ -95,7 +95,7 @@ impl Store {
         let sql = "INSERT INTO herald_stream_metadata (stream, metadata, changed_at)
              SELECT stream, $2, coalesce((SELECT test_time FROM herald_log), {now})
                FROM herald_streams
-              WHERE stream = $1
+              WHERE stream = $1 AND closed_version IS NULL
              ON CONFLICT (stream) DO UPDATE SET metadata = excluded.metadata, changed_at = excluded.changed_at";
         match self.database().execute(sql, (stream.as_str(), document.as_str())).await? {
             0 => Err(StreamMetadataError::NoSuchStream(stream.clone())),

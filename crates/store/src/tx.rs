@@ -5,13 +5,16 @@
 //! A transaction that is dropped half-way closes its connection, so nothing of it ever comes back.
 
 use std::fmt;
+use std::sync::Arc;
 
 use sqlx::AssertSqlSafe;
 
+use crate::closed::KnownClosed;
 use crate::connection::Connection;
 use crate::database::{Database, DatabaseKind};
 use crate::hooks::Untold;
 use crate::sql::Sql;
+use crate::store::Store;
 use crate::values::{Record, Values};
 use crate::wake::Signal;
 
@@ -26,6 +29,8 @@ pub struct Tx {
     appended: bool,
     /// What hooks are told once this is committed.
     untold: Option<Untold>,
+    /// A stream is closed once this is committed: reads look again.
+    closes: Option<Arc<KnownClosed>>,
     /// How many savepoints were made; each has a name of its own, so that going back to an outer one never
     /// means an inner one that somebody forgot.
     savepoints: u32,
@@ -50,6 +55,7 @@ impl Tx {
             open: true,
             appended: false,
             untold: None,
+            closes: None,
             savepoints: 0,
         };
         tx.connection.begin().await?;
@@ -143,6 +149,9 @@ impl Tx {
         }
         self.connection.commit().await?;
         self.open = false;
+        if let Some(known) = self.closes.take() {
+            known.look_again();
+        }
         if self.appended {
             self.signal.send();
         }
@@ -184,6 +193,10 @@ impl Tx {
 
     pub(crate) fn tell_when_committed(&mut self, untold: Untold) {
         self.untold = Some(untold);
+    }
+
+    pub(crate) fn look_again_when_committed(&mut self, store: &Store) {
+        self.closes = Some(Arc::clone(store.known_closed()));
     }
 
     /// Notes that this transaction appends; says whether it is the first time.

@@ -231,7 +231,7 @@ impl<'a> Context<'a> {
         let unknown =
             || ContextError::UnknownTable { subscriber: self.definition.id.clone(), table: name.to_owned() };
         let table = self.definition.tables.get(name).ok_or_else(unknown)?;
-        TableName::new(*table).map_err(|_| unknown())
+        TableName::new(table).map_err(|_| unknown())
     }
 
     /// The door to everything that this event brings about.

@@ -27,6 +27,17 @@ pub enum Emission {
     Never,
 }
 
+impl Emission {
+    /// The word for it, in rows.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::WhenActive => "when_active",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
 /// Of which event another one is a link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Linked {
@@ -52,7 +63,8 @@ pub fn emitted_stream(subscription: &str) -> Result<StreamName, InvalidStreamNam
 
 impl Cause<'_, '_> {
     /// Appends an event to the subscription's own stream, [`emitted_stream`], when this unit commits. None: it does not
-    /// emit now (see [`Emission`]), or the cause stands in that stream itself.
+    /// emit now (see [`Emission`]), or the cause stands in that stream itself. The unit fails where the stream was closed
+    /// ([`crate::Engine::remove_and_close`]).
     pub fn emit(&mut self, event_type: &str, payload: Json) -> Result<Option<Uuid>, ContextError> {
         self.emit_new(NewEvent::new(event_type, payload))
     }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use store::{AppendError, Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
+use store::{
+    AppendError, Clock, CloseError, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp,
+};
 
 use crate::effects::{self, Deliveries, Delivery, EffectCounts, ImpossibleStep};
 use crate::feed::Feed;
@@ -16,6 +18,7 @@ use crate::poison::{Letters, Parked};
 use crate::records::{self, HistoryLine, RecordError};
 use crate::rows::Rows;
 use crate::standing::{Around, Standing};
+use crate::steer::changes_of_code;
 use crate::subscriber::{Definition, RegisterError, Registered, Registry, RunMode};
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
 use crate::timers::{self, TimerCounts};
@@ -230,6 +233,9 @@ pub enum EngineError {
     /// What happened to an effect could not be appended.
     #[error(transparent)]
     Append(#[from] AppendError),
+    /// The stream of a subscription could not be closed.
+    #[error(transparent)]
+    Close(#[from] CloseError),
     /// A change that the state of an effect does not allow.
     #[error(transparent)]
     ImpossibleStep(#[from] ImpossibleStep),
@@ -260,6 +266,9 @@ pub struct Overview {
     pub standing: Standing,
     /// What it wants to be called for.
     pub timers: TimerCounts,
+    /// What its code says otherwise than its row, in words: it was changed without a new id, and nobody has accepted
+    /// that yet (E-41).
+    pub changes: Vec<String>,
 }
 
 impl Engine {
@@ -434,6 +443,7 @@ impl Engine {
             failing_since: None,
             letters: Letters::default(),
             clean_up: definition.table_names().unwrap_or_default(),
+            definition: None,
             created_at: now,
             changed_at: now,
             next_timer: None,
@@ -466,6 +476,8 @@ impl Engine {
             let effects = effects.remove(&subscription.id).unwrap_or_default();
             let timers = timers.remove(&subscription.id).unwrap_or_default();
             let standing = around.standing(&subscription, lag, waiting_since, timers, now);
+            let changes = registered
+                .map_or_else(Vec::new, |registered| changes_of_code(&registered.definition, &subscription));
             overviews.push(Overview {
                 lag,
                 waiting_since,
@@ -474,6 +486,7 @@ impl Engine {
                 effects,
                 standing,
                 timers,
+                changes,
                 subscription,
             });
         }

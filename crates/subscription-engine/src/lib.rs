@@ -10,6 +10,7 @@ mod clock;
 mod context;
 mod cursor;
 mod dead_letters;
+mod definition_record;
 mod effects;
 mod emit;
 mod engine;
@@ -28,11 +29,13 @@ mod progress;
 mod records;
 mod retry;
 mod rows;
+mod run_after_append;
 mod skip;
 mod stalls;
 mod standing;
 mod state_projection;
 mod steer;
+mod strict;
 mod subscriber;
 mod subscription;
 mod timers;
@@ -45,6 +48,7 @@ pub use checkpoint::{BadCheckpoint, Stray};
 pub use clock::ClockAdvanceError;
 pub use context::{Cause, Context, ContextError, LoadedStream, PastEvent};
 pub use dead_letters::{DeadLetter, LetterFilter, Reason};
+pub use definition_record::DefinitionRecord;
 pub use effects::{
     Answer, Delivered, Delivery, Effect, EffectCounts, EffectFilter, EffectHistoryLine, EffectOutcome,
     EffectRecord, EffectState, EffectStatus, Happened, Hold, ImpossibleStep, InDoubt, InvalidEffect,
@@ -65,6 +69,7 @@ pub use retry::{DelayFunction, RetryStrategies, RetryStrategy};
 pub use standing::{Stall, Standing};
 pub use state_projection::{KeptState, StateError, StateProjection};
 pub use steer::Placing;
+pub use strict::{SubscriptionsFailed, none_failed};
 pub use subscriber::{BoxError, Definition, Kind, RegisterError, Registry, RunMode, Subscriber};
 pub use subscription::{
     FailedEvent, Failure, Impossible, Resume, State, Status, Subscription, Transition, next,

@@ -5,13 +5,15 @@
 use store::{Sql, Tx};
 
 use crate::context::Context;
+use crate::definition_record::DefinitionRecord;
 use crate::effects;
+use crate::emit::emitted_stream;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::markers;
 use crate::records::{self, Claim, Session};
 use crate::retry::RetryStrategy;
 use crate::stalls;
-use crate::subscriber::{BoxError, Registered, RunMode};
+use crate::subscriber::{BoxError, Definition, Registered, RunMode};
 use crate::subscription::{Failure, Resume, State, Subscription, Transition, next};
 use crate::timers;
 use crate::unit::{self, FailsAt, Unit, bounded};
@@ -30,6 +32,22 @@ impl Engine {
             }
         }
         Ok(report)
+    }
+
+    /// Sets up the subscribers that begin now and were never set up, such as processors of a new release: whoever is about
+    /// to append does this first, so that they miss nothing of it.
+    pub async fn set_up_what_begins_now(&self) -> Result<Report, EngineError> {
+        let begins_now = |definition: &&Definition| definition.run_mode == RunMode::FromNow;
+        let ids: Vec<String> = self
+            .registry()
+            .definitions()
+            .filter(begins_now)
+            .map(|definition| definition.id.clone())
+            .collect();
+        if ids.is_empty() {
+            return Ok(Report::new());
+        }
+        self.set_up(&Criteria { ids: Some(ids), groups: None }, false).await
     }
 
     pub(crate) async fn set_up_one(
@@ -81,8 +99,10 @@ impl Engine {
         subscription.state = next(&subscription.state, Transition::SetUp { skip_booting })?;
         subscription.position = position;
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();
+        subscription.definition = Some(DefinitionRecord::of(&registered.definition));
         subscription = Subscription { changed_at: now, ..subscription.without_attempts() };
         records::save(&mut tx, &subscription, from, "set up", self.who()).await?;
+        records::save_definition(&mut tx, &subscription).await?;
         tx.commit().await?;
         self.store().announce();
         tracing::info!(subscription = seen.id, "{} is set up and {}", seen.id, subscription.state.status());
@@ -242,15 +262,36 @@ impl Engine {
     /// Removes subscriptions, whatever their status. Teardown is tried; if it fails the row goes all the
     /// same and the failure is reported.
     pub async fn remove(&self, criteria: &Criteria, reason: &str) -> Result<Report, EngineError> {
+        self.remove_each(criteria, EmittedStream::Kept, reason).await
+    }
+
+    /// As [`Engine::remove`], and closes the stream to which each of them has emitted: nobody reads it any more, the log
+    /// keeps it. It stays closed, also for a subscriber that comes back under the same id: what that has emitted before
+    /// is not emitted again, and the first event that is new fails it. Give it another id, which has a stream of its own.
+    pub async fn remove_and_close(&self, criteria: &Criteria, reason: &str) -> Result<Report, EngineError> {
+        self.remove_each(criteria, EmittedStream::Closed, reason).await
+    }
+
+    async fn remove_each(
+        &self,
+        criteria: &Criteria,
+        emitted: EmittedStream,
+        reason: &str,
+    ) -> Result<Report, EngineError> {
         let mut report = Report::new();
         for subscription in self.select(criteria).await? {
-            let outcome = self.remove_one(&subscription.id, reason).await?;
+            let outcome = self.remove_one(&subscription.id, emitted, reason).await?;
             report.push((subscription.id, outcome));
         }
         Ok(report)
     }
 
-    async fn remove_one(&self, id: &str, reason: &str) -> Result<Outcome, EngineError> {
+    async fn remove_one(
+        &self,
+        id: &str,
+        emitted: EmittedStream,
+        reason: &str,
+    ) -> Result<Outcome, EngineError> {
         let now = self.clock().now().await?;
         let (mut tx, mut subscription, session) = match self.begin_claimed(id).await? {
             Ok(claimed) => claimed,
@@ -278,7 +319,7 @@ impl Engine {
             };
         }
         subscription.changed_at = now;
-        self.delete(tx, &subscription, reason).await?;
+        self.delete(tx, &subscription, emitted, reason).await?;
         Ok(Outcome::Removed { failure })
     }
 
@@ -311,7 +352,7 @@ impl Engine {
         match self.tear_down(&subscription, (tx, session)).await {
             Ok(tx) => {
                 subscription.changed_at = now;
-                self.delete(tx, &subscription, reason).await?;
+                self.delete(tx, &subscription, EmittedStream::Kept, reason).await?;
                 Ok(Outcome::Removed { failure: None })
             }
             Err(broken) => {
@@ -321,12 +362,29 @@ impl Engine {
         }
     }
 
-    async fn delete(&self, mut tx: Tx, subscription: &Subscription, why: &str) -> Result<(), EngineError> {
+    async fn delete(
+        &self,
+        mut tx: Tx,
+        subscription: &Subscription,
+        emitted: EmittedStream,
+        why: &str,
+    ) -> Result<(), EngineError> {
+        let reason = why;
         let why = self.forget_letters(&mut tx, subscription, why).await?;
         let why = self.forget_timers(&mut tx, &subscription.id, why).await?;
         markers::forget_all(&mut tx, &subscription.id).await?;
         stalls::forget_removed(&mut tx, &subscription.id).await?;
         records::delete(&mut tx, subscription, &why, self.who()).await?;
+        if emitted == EmittedStream::Closed
+            && let Ok(stream) = emitted_stream(&subscription.id)
+        {
+            let reason = format!("{} was removed: {reason}", subscription.id);
+            // The last statement before the commit, as every append.
+            if let Err(error) = self.store().close_stream_in(&mut tx, &stream, &reason).await {
+                tx.rollback().await;
+                return Err(error.into());
+            }
+        }
         tx.commit().await?;
         self.store().announce();
         tracing::info!(subscription = subscription.id, "{} is removed", subscription.id);
@@ -392,6 +450,13 @@ impl Engine {
         };
         Err(Broken { tx: None, error })
     }
+}
+
+/// What becomes of the stream to which a subscription has emitted, when it is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EmittedStream {
+    Kept,
+    Closed,
 }
 
 /// Which of a subscriber's hooks.

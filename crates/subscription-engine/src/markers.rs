@@ -1,11 +1,11 @@
-//! Handlers that end their process: a unit that may do so is written down before it begins.
+//! Handlers that end their process: a unit that may do so, of events or of timers, is written down before it begins.
 //!
 //! Nobody catches an abort, an overflow of the stack or the kernel's answer to a lack of memory, and whoever is started
 //! again would run into it again. So after an end without a goodbye the units of a worker begin small and are marked,
-//! and so is every further try of an event that failed. A marker whose process is gone tells what that one died of: a
-//! larger unit is tried in halves, a single event counts as a failed attempt. That a connection is gone proves nothing:
-//! it is the process itself that is looked for, and where that cannot be seen, such as on another machine, the longest
-//! time that a unit can take is waited for.
+//! and so is every further try of an event or a timer that failed. A marker whose process is gone tells what that one
+//! died of: a larger unit is tried in halves, a single event or timer counts as a failed attempt. That a connection is
+//! gone proves nothing: it is the process itself that is looked for, and where that cannot be seen, such as on another
+//! machine, the longest time that a unit can take is waited for.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -28,6 +28,8 @@ use crate::worker_row;
 struct Marker {
     position: Position,
     events: i64,
+    /// The first of its timers, if it was a unit of timers.
+    timer: Option<i64>,
     runner: String,
     /// When the state of the row last changed that the unit began with.
     row_changed_at: Option<Timestamp>,
@@ -40,6 +42,15 @@ struct Marker {
 #[error("the process ended while this event was handled")]
 struct ProcessEnded;
 
+/// What a unit is about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Marked {
+    /// Events, from this position on.
+    Events(Position),
+    /// Timers, the first of which has this number.
+    Timers(i64),
+}
+
 /// Whether a runner is still there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Life {
@@ -48,26 +59,35 @@ enum Life {
     CannotTell,
 }
 
-/// Writes down that a unit of so many events from this position on is about to begin; not if another runner's marker is
-/// there, which says whether that has happened.
+/// Writes down that a unit of so many events or timers is about to begin; not if another runner's marker is there, which
+/// says whether that has happened.
 pub(crate) async fn mark(
     database: &Database,
     seen: &Subscription,
-    position: Position,
+    what: Marked,
     events: usize,
 ) -> sqlx::Result<bool> {
+    let (position, timer) = match what {
+        Marked::Events(position) => (position, None),
+        Marked::Timers(number) => (seen.read_from(), Some(number)),
+    };
     let events = i64::try_from(events).unwrap_or(i64::MAX);
-    let sql = "INSERT INTO herald_unit_markers AS marker (subscription_id, position, events, runner, row_changed_at,
-                                                          marked_at)
-               VALUES ($1, $2, $3, $4, $5, {now})
+    let sql = "INSERT INTO herald_unit_markers AS marker (subscription_id, position, events, timer_number, runner,
+                                                          row_changed_at, marked_at)
+               VALUES ($1, $2, $3, $4, $5, $6, {now})
                ON CONFLICT (subscription_id) DO UPDATE
-                  SET position = excluded.position, events = excluded.events, runner = excluded.runner,
-                      row_changed_at = excluded.row_changed_at, marked_at = excluded.marked_at
-                WHERE marker.runner LIKE $6 || '%' OR marker.position <= $7
-                   OR marker.row_changed_at < excluded.row_changed_at";
+                  SET position = excluded.position, events = excluded.events, timer_number = excluded.timer_number,
+                      runner = excluded.runner, row_changed_at = excluded.row_changed_at,
+                      marked_at = excluded.marked_at
+                WHERE marker.runner LIKE $7 || '%'
+                   OR marker.row_changed_at < excluded.row_changed_at
+                   OR (marker.timer_number IS NULL AND marker.position <= $8)
+                   OR (marker.timer_number IS NOT NULL
+                       AND NOT EXISTS (SELECT 1 FROM herald_timers WHERE number = marker.timer_number))";
     let ours = this_process().to_string();
     let runner = format!("{ours} {}", in_this_system("self").unwrap_or_default());
-    let values = (seen.id.as_str(), position, events, runner, seen.changed_at, ours, seen.read_from());
+    let values =
+        (seen.id.as_str(), position, events, timer, runner, seen.changed_at, ours, seen.read_from());
     Ok(database.execute(sql, values).await? == 1)
 }
 
@@ -89,14 +109,15 @@ async fn forget(database: &Database, id: &str, runner: &str) -> sqlx::Result<()>
 }
 
 async fn left(database: &Database, id: &str) -> sqlx::Result<Option<Marker>> {
-    let sql = "SELECT position, events, runner, row_changed_at, marked_at, {now}
+    let sql = "SELECT position, events, timer_number, runner, row_changed_at, marked_at, {now}
                  FROM herald_unit_markers
                 WHERE subscription_id = $1";
-    let row: Option<(Position, i64, String, Option<Timestamp>, Timestamp, Timestamp)> =
+    let row: Option<(Position, i64, Option<i64>, String, Option<Timestamp>, Timestamp, Timestamp)> =
         database.fetch_optional(sql, (id,)).await?;
-    Ok(row.map(|(position, events, runner, row_changed_at, marked_at, now)| Marker {
+    Ok(row.map(|(position, events, timer, runner, row_changed_at, marked_at, now)| Marker {
         position,
         events,
+        timer,
         runner,
         row_changed_at,
         marked_at,
@@ -180,9 +201,16 @@ impl Engine {
         let database = self.store().database();
         let Some(marker) = left(database, &seen.id).await? else { return Ok(None) };
         let is_ours = marker.runner.starts_with(&this_process().to_string());
+        let timer = match marker.timer {
+            None => None,
+            Some(number) => self.timer(&seen.id, number).await?,
+        };
         // It was removed, replayed or put elsewhere since: that was another life of it.
         let is_of_before = marker.row_changed_at.is_some_and(|at| at < seen.changed_at);
-        if is_ours || is_of_before || marker.position <= seen.read_from() {
+        // What it was about is done, or gone.
+        let is_over =
+            if marker.timer.is_some() { timer.is_none() } else { marker.position <= seen.read_from() };
+        if is_ours || is_of_before || is_over {
             forget(database, &seen.id, &marker.runner).await?;
             return Ok(None);
         }
@@ -204,17 +232,31 @@ impl Engine {
             Life::Gone | Life::CannotTell => {}
         }
         let (id, position, events) = (&seen.id, marker.position, marker.events);
-        tracing::warn!(
-            subscription = id,
-            position = position.0,
-            "the process that handled {events} event(s) of {id} from position {position} on has ended; going on carefully"
-        );
+        match &timer {
+            None => tracing::warn!(
+                subscription = id,
+                position = position.0,
+                "the process that handled {events} event(s) of {id} from position {position} on has ended; going on carefully"
+            ),
+            Some(timer) => tracing::warn!(
+                subscription = id,
+                "the process that handled {events} timer(s) of {id} from {:?} on has ended; going on carefully",
+                timer.timer.key
+            ),
+        }
         if events > 1 {
             cursor.care = Some(usize::try_from(events / 2).unwrap_or(1));
             forget(database, id, &marker.runner).await?;
             return Ok(None);
         }
-        let failed = self.fails_of_a_cut(registered, seen, position).await?;
+        let failed = match timer {
+            None => self.fails_of_a_cut(registered, seen, position).await?,
+            Some(timer) => {
+                let noted = self.timer_ended_its_process(registered, seen, &timer).await?;
+                // Whatever came of it, the row is to be looked at again.
+                Some(if noted { Unit::Looked { scanned_to: seen.read_from() } } else { Unit::Busy })
+            }
+        };
         cursor.care = Some(1);
         forget(database, id, &marker.runner).await?;
         Ok(failed)

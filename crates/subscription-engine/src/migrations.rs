@@ -41,6 +41,12 @@ pub const MIGRATIONS: &[Migration] = &[
         postgres: include_str!("../../../migrations/postgres/0014_progress.sql"),
     },
     Migration {
+        number: 15,
+        name: "definitions",
+        sqlite: include_str!("../../../migrations/sqlite/0015_definitions.sql"),
+        postgres: include_str!("../../../migrations/postgres/0015_definitions.sql"),
+    },
+    Migration {
         number: 17,
         name: "history",
         sqlite: include_str!("../../../migrations/sqlite/0017_history.sql"),

@@ -7,6 +7,7 @@ use store::{Position, Timestamp};
 
 use crate::context::unchanged;
 use crate::cursor::Cursor;
+use crate::definition_record::DefinitionRecord;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report};
 use crate::feed::Moment;
 use crate::lifecycle::{Hook, no_code};
@@ -524,8 +525,10 @@ impl Engine {
         subscription = subscription.without_attempts();
         (subscription.position, subscription.letters) = (None, Letters::default());
         subscription.clean_up = registered.definition.table_names().unwrap_or_default();
+        subscription.definition = Some(DefinitionRecord::of(&registered.definition));
         subscription.changed_at = now;
         records::save(&mut tx, &subscription, from, &reason, self.who()).await?;
+        records::save_definition(&mut tx, &subscription).await?;
         tx.commit().await?;
         self.store().announce();
         Ok(None)

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use store::{Connection, Database, DatabaseKind, Position, TableName, Timestamp, Tx};
 
+use crate::definition_record::DefinitionRecord;
 use crate::effects;
 use crate::poison::Letters;
 use crate::subscriber::RunMode;
@@ -61,7 +62,7 @@ macro_rules! select {
         concat!(
             r#"SELECT id, program, "group", run_mode, status, resume, position, error, attempt,
                       failing_position, failing_since, next_retry_at, dead_letters, recent_events,
-                      recent_dead_letters, clean_up, created_at, changed_at, history_to, "#,
+                      recent_dead_letters, clean_up, definition, created_at, changed_at, history_to, "#,
             next_timer!(),
             " AS next_timer, ",
             $session,
@@ -89,6 +90,7 @@ struct Row {
     recent_events: i64,
     recent_dead_letters: i64,
     clean_up: String,
+    definition: Option<String>,
     created_at: Timestamp,
     changed_at: Timestamp,
     next_timer: Option<Timestamp>,
@@ -142,6 +144,7 @@ impl TryFrom<Row> for Subscription {
                 recent: row.recent_dead_letters.unsigned_abs(),
             },
             clean_up: clean_up.map_err(|error| bad(format!("clean-up: {error}")))?,
+            definition: row.definition.map(DefinitionRecord::stored),
             created_at: row.created_at,
             changed_at: row.changed_at,
             next_timer: row.next_timer,
@@ -444,11 +447,27 @@ pub(crate) async fn last_change(database: &Database, id: &str) -> Result<Option<
     Ok(database.fetch_optional(sql, (id,)).await?)
 }
 
-/// Writes what the code says of a claimed row: its group, its run mode, and the tables to drop with it.
+/// Writes what the code says of a claimed row: its group, its run mode, the tables to drop with it, and what it was
+/// set up as.
 pub(crate) async fn save_definition(tx: &mut Tx, subscription: &Subscription) -> Result<(), RecordError> {
-    let sql = r#"UPDATE herald_subscriptions SET "group" = $2, run_mode = $3, clean_up = $4 WHERE id = $1"#;
+    let sql = r#"UPDATE herald_subscriptions SET "group" = $2, run_mode = $3, clean_up = $4, definition = $5
+                  WHERE id = $1"#;
     let (id, group) = (subscription.id.as_str(), subscription.group.as_str());
-    tx.execute(sql, (id, group, subscription.run_mode.word(), clean_up_text(&subscription.clean_up))).await?;
+    let clean_up = clean_up_text(&subscription.clean_up);
+    let definition = subscription.definition.as_ref().map(|record| record.as_str().to_owned());
+    tx.execute(sql, (id, group, subscription.run_mode.word(), clean_up, definition)).await?;
+    Ok(())
+}
+
+/// Writes down what a row was set up as that a program set up which did not keep that.
+pub(crate) async fn keep_definition(
+    database: &Database,
+    id: &str,
+    definition: &DefinitionRecord,
+) -> Result<(), RecordError> {
+    let sql = "UPDATE herald_subscriptions SET definition = $2
+                WHERE id = $1 AND definition IS NULL AND status <> 'new' AND COALESCE(resume, '') <> 'new'";
+    database.execute(sql, (id, definition.as_str())).await?;
     Ok(())
 }
 

@@ -5,13 +5,14 @@
 use store::Position;
 
 use crate::dead_letters;
+use crate::definition_record::DefinitionRecord;
 use crate::engine::{Criteria, Engine, EngineError, Outcome, Report, refuse_inside_unit};
 use crate::lifecycle::no_code;
 use crate::markers;
 use crate::poison::Letters;
 use crate::records;
-use crate::subscriber::Kind;
-use crate::subscription::{State, Subscription, Transition, next};
+use crate::subscriber::{Definition, Kind};
+use crate::subscription::{Resume, State, Subscription, Transition, next};
 
 fn refused(why: impl Into<String>) -> Outcome {
     Outcome::Refused { why: why.into() }
@@ -100,17 +101,28 @@ impl Engine {
         Ok(Outcome::Placed { from, to: position, status: subscription.state.status(), letters })
     }
 
-    /// Brings the group, the run mode and the tables to drop from the code to the rows, and nothing else.
-    pub async fn refresh(&self, criteria: &Criteria, reason: &str) -> Result<Report, EngineError> {
+    /// Brings the group, the run mode and the tables to drop from the code to the rows, and nothing else. Asked for, a
+    /// changed definition is accepted as well: what was made of the events so far is right, or right enough.
+    pub async fn refresh(
+        &self,
+        criteria: &Criteria,
+        accepts_definition: bool,
+        reason: &str,
+    ) -> Result<Report, EngineError> {
         let mut report = Report::new();
         for subscription in self.select(criteria).await? {
-            let outcome = self.refresh_one(&subscription.id, reason).await?;
+            let outcome = self.refresh_one(&subscription.id, accepts_definition, reason).await?;
             report.push((subscription.id, outcome));
         }
         Ok(report)
     }
 
-    async fn refresh_one(&self, id: &str, reason: &str) -> Result<Outcome, EngineError> {
+    async fn refresh_one(
+        &self,
+        id: &str,
+        accepts_definition: bool,
+        reason: &str,
+    ) -> Result<Outcome, EngineError> {
         let now = self.clock().now().await?;
         let (mut tx, seen, _) = match self.begin_claimed(id).await? {
             Ok(claimed) => claimed,
@@ -120,13 +132,10 @@ impl Engine {
             tx.rollback().await;
             return Ok(no_code(&seen));
         };
-        let definition = &registered.definition;
-        let subscription = Subscription {
-            group: definition.group.clone(),
-            run_mode: definition.run_mode,
-            clean_up: definition.table_names().unwrap_or_default(),
-            ..seen.clone()
-        };
+        let mut subscription = as_its_code(&registered.definition, &seen);
+        if !accepts_definition {
+            subscription.definition.clone_from(&seen.definition);
+        }
         let changes = changes(&seen, &subscription);
         if changes.is_empty() {
             tx.rollback().await;
@@ -139,6 +148,27 @@ impl Engine {
         self.store().announce();
         Ok(Outcome::Refreshed { changes })
     }
+}
+
+/// The row as its code would have it.
+fn as_its_code(definition: &Definition, seen: &Subscription) -> Subscription {
+    let is_set_up = seen.state.resume() != Resume::New;
+    Subscription {
+        group: definition.group.clone(),
+        run_mode: definition.run_mode,
+        clean_up: definition.table_names().unwrap_or_default(),
+        definition: is_set_up.then(|| DefinitionRecord::of(definition)),
+        ..seen.clone()
+    }
+}
+
+/// What the code says otherwise than the row, in words; nothing while that is not known.
+pub(crate) fn changes_of_code(definition: &Definition, seen: &Subscription) -> Vec<String> {
+    let mut code = as_its_code(definition, seen);
+    if seen.definition.is_none() {
+        code.definition = None;
+    }
+    changes(seen, &code)
 }
 
 /// What is different, in words.
@@ -156,6 +186,11 @@ fn changes(from: &Subscription, to: &Subscription) -> Vec<String> {
             of.clean_up.iter().map(|table| table.as_str().to_owned()).collect::<Vec<_>>().join(", ")
         };
         changes.push(format!("the tables to drop were [{}], are [{}]", names(from), names(to)));
+    }
+    match (&from.definition, &to.definition) {
+        (Some(from), Some(to)) => changes.extend(to.differences_from(from)),
+        (None, Some(_)) => changes.push("what it was set up as is written down".to_owned()),
+        (_, None) => {}
     }
     changes
 }

@@ -83,8 +83,20 @@ pub struct Definition {
     retry_name: Option<String>,
     pub(crate) emission: Emission,
     pub(crate) poison: Poison,
-    pub(crate) tables: BTreeMap<&'static str, &'static str>,
+    pub(crate) tables: BTreeMap<&'static str, String>,
     pub(crate) projection: Option<&'static str>,
+    pub(crate) version: u32,
+}
+
+impl Kind {
+    /// The word for it, in rows.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Projector => "projector",
+            Self::Processor => "processor",
+            Self::Plain => "plain",
+        }
+    }
 }
 
 impl Definition {
@@ -116,6 +128,7 @@ impl Definition {
             poison: Poison::default(),
             tables: BTreeMap::new(),
             projection: None,
+            version: 1,
         }
     }
 
@@ -184,8 +197,26 @@ impl Definition {
     /// A table of its own: handlers name it by `name` through [`Context::table`]; it is called `table` in the
     /// database and dropped when the subscription is removed.
     #[must_use]
-    pub fn with_table(mut self, name: &'static str, table: &'static str) -> Self {
-        self.tables.insert(name, table);
+    pub fn with_table(mut self, name: &'static str, table: impl Into<String>) -> Self {
+        self.tables.insert(name, table.into());
+        self
+    }
+
+    /// As [`Definition::with_table`], of a table that is called `projection_<id>`: another id never meets the table of the
+    /// one before. A name of more than 63 bytes, or with other characters than `a-z`, `0-9` and `_`, is refused when the
+    /// subscriber is registered.
+    #[must_use]
+    pub fn with_projection_table(self, name: &'static str) -> Self {
+        let table = format!("projection_{}", self.id);
+        self.with_table(name, table)
+    }
+
+    /// The author's own version of the code, 1 without this. What the handlers do cannot be told from outside: who changes
+    /// that raises it, and a subscription that was set up with another version is reported (E-41) until it is replayed
+    /// or the change is accepted.
+    #[must_use]
+    pub fn with_version(mut self, version: u32) -> Self {
+        self.version = version;
         self
     }
 
@@ -213,7 +244,7 @@ impl Definition {
 
     /// Its tables as the database calls them.
     pub(crate) fn table_names(&self) -> Result<Vec<TableName>, InvalidTableName> {
-        self.tables.values().map(|table| TableName::new(*table)).collect()
+        self.tables.values().map(TableName::new).collect()
     }
 }
 

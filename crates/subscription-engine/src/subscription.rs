@@ -17,6 +17,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use store::{Event, Position, TableName, Timestamp, messages};
 
+use crate::definition_record::DefinitionRecord;
 use crate::poison::Letters;
 use crate::subscriber::RunMode;
 
@@ -258,6 +259,8 @@ pub struct Subscription {
     pub letters: Letters,
     /// The tables to drop with it.
     pub clean_up: Vec<TableName>,
+    /// What it was set up as; none if that was not written down.
+    pub definition: Option<DefinitionRecord>,
     /// When it came into being.
     pub created_at: Timestamp,
     /// When its state last changed.

@@ -18,7 +18,7 @@ use crate::cursor::Cursor;
 use crate::dead_letters::{self, NewLetter};
 use crate::engine::{Engine, EngineError, FaultPoint};
 use crate::feed::whole_positions;
-use crate::markers;
+use crate::markers::{self, Marked};
 use crate::park::{self, Behind, stop_at};
 use crate::poison::Parked;
 use crate::records::{self, Claim};
@@ -96,7 +96,8 @@ pub(crate) async fn run(
         Some((0, why)) => return stop_at(engine, seen, &events[0], &why).await,
         Some((end, _)) => &events[..end],
     };
-    if is_marked && !markers::mark(engine.store().database(), seen, events[0].position, events.len()).await? {
+    let marked = Marked::Events(events[0].position);
+    if is_marked && !markers::mark(engine.store().database(), seen, marked, events.len()).await? {
         return Ok(Unit::Busy);
     }
     let mut seen = seen.clone();

@@ -57,6 +57,7 @@ impl Worker {
         self.forget_the_dead().await?;
         engine.discover().await?;
         engine.detach(criteria).await?;
+        engine.compare_definitions(criteria).await?;
         ready();
 
         let stopping = watch::Sender::new(false);

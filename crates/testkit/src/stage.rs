@@ -10,7 +10,7 @@ use std::time::Duration;
 use store::{DomainEvent, Event, ExpectedVersion, Filter, NewEvent, Position, Record, Store, StreamName};
 use subscription_engine::{
     Criteria, Delivery, EffectFilter, EffectRecord, Engine, EngineError, Failure, FaultPoint, Faults,
-    Registry, State, Subscriber,
+    Registry, State, Subscriber, TimerRecord,
 };
 
 use crate::database::TestDatabase;
@@ -118,6 +118,11 @@ impl Stage {
         let mut effects = effects.expect("the effects can be read");
         effects.reverse();
         effects
+    }
+
+    /// The timers that a subscription has set and that have not fired, the first due first, at most 10,000.
+    pub async fn timers(&self, id: &str) -> Vec<TimerRecord> {
+        self.engine.timers(id, None, 10_000).await.expect("the timers can be read")
     }
 
     /// The rows of a query, such as one on a table of a subscriber.

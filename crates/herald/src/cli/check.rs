@@ -14,7 +14,8 @@ use crate::exit::{Code, Exit};
 use crate::output::{duration, json, line};
 
 pub(crate) const HELP: &str = "A problem is a subscription that failed, is stalled, has nobody to run it, or is beyond a limit that was \
-    given. What a person stopped, and dead letters without a limit, are warnings. Exit code 7 if there is a problem. In the \
+    given. What a person stopped, a definition that has changed without a new id, \
+    and dead letters without a limit are warnings. Exit code 7 if there is a problem. In the \
     format nagios the exit codes are those of a plugin: 0 ok, 1 warning, 2 critical, 3 unknown.\n\n\
     Examples:\n  herald check\n  herald check --max-lag 30s --max-dead-letters 0\n  herald check --format nagios --max-lag-events 10000";
 
@@ -173,6 +174,9 @@ fn findings(overview: &Overview, now: Timestamp, arguments: &Arguments) -> Vec<F
     {
         let what = format!("an event has waited for {}, longer than {}", duration(waits), duration(max));
         add(Severity::Problem, what);
+    }
+    if !overview.changes.is_empty() {
+        add(Severity::Warning, format!("its definition has changed: {}", overview.changes.join("; ")));
     }
     let lag = overview.lag.unsigned_abs();
     if let Some(max) = arguments.max_lag_events

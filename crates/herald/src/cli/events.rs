@@ -128,8 +128,10 @@ async fn find(app: &App, event: &str) -> Result<Event, Exit> {
     };
     let missing = || Exit::new(Code::NotFound, format!("there is no event {event}"));
     let position = position.filter(|position| position.0 > 0).ok_or_else(missing)?;
+    // What the log keeps is shown, whoever else does not read it any more.
+    let store = app.store.clone().with_closed_streams();
     let events =
-        app.store.read_backwards(&Filter::all(), Some(Position(position.0.saturating_add(1))), 1).await?;
+        store.read_backwards(&Filter::all(), Some(Position(position.0.saturating_add(1))), 1).await?;
     events.events.into_iter().find(|event| event.position == position).ok_or_else(missing)
 }
 

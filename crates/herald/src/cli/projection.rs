@@ -88,6 +88,18 @@ fn list(global: &Global) -> Result<(), Exit> {
     Ok(())
 }
 
+/// Says on stderr how far a replay has come, now and then.
+pub(crate) fn progress_of(name: &str) -> impl FnMut(Position, Position) {
+    let mut shown = 0;
+    move |position, head| {
+        let percent = if head.0 > 0 { position.0 * 100 / head.0 } else { 100 };
+        if percent >= shown + 5 && percent < 100 {
+            shown = percent;
+            note(&format!("{name} {percent} % {position}/{head}"));
+        }
+    }
+}
+
 async fn replay(config: &Config, global: &Global, name: &str) -> Result<(), Exit> {
     let projection = resolve(name)?;
     let app = App::open(config).await?;
@@ -96,15 +108,7 @@ async fn replay(config: &Config, global: &Global, name: &str) -> Result<(), Exit
         line(&format!("Replaying events for projection \"{}\" ...", projection.identifier));
     }
     let reason = global.reason.as_deref().unwrap_or("replayed");
-    let mut shown = 0;
-    let progress = |position: Position, head: Position| {
-        let percent = if head.0 > 0 { position.0 * 100 / head.0 } else { 100 };
-        if percent >= shown + 5 && percent < 100 {
-            shown = percent;
-            note(&format!("{} {percent} % {position}/{head}", projection.name));
-        }
-    };
-    let outcome = app.engine.replay(&projection.id, reason, progress).await?;
+    let outcome = app.engine.replay(&projection.id, reason, progress_of(projection.name)).await?;
     app.store.close().await;
     match outcome {
         Outcome::CaughtUp { events } | Outcome::Parked { events, .. } if quiet => {

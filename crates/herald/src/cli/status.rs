@@ -64,6 +64,7 @@ struct Line {
     /// Positions a second since the last look.
     rate: Option<f64>,
     dead_letters: String,
+    definition_changes: Vec<String>,
 }
 
 /// Where everything stood at the last look.
@@ -134,6 +135,7 @@ async fn look(app: &App, before: Option<&Before>) -> Result<(Page, Before), Exit
             lag_seconds: overview.waiting_since.map(|since| clock.since(since).as_secs()),
             rate: rate(stood, subscription.read_from().0),
             dead_letters: subscription.letters.open.to_string(),
+            definition_changes: overview.changes.clone(),
         }
     };
     let sum = |of: fn(&Overview) -> i64| overviews.iter().map(of).sum::<i64>().to_string();
@@ -231,5 +233,9 @@ fn of_subscription(one: &Line) -> String {
         .map_or_else(String::new, |seconds| format!(" ({})", duration(Duration::from_secs(seconds))));
     let rate = one.rate.map_or_else(String::new, |rate| format!(", {rate} a second"));
     let why = one.stalled_because.as_ref().map_or_else(String::new, |why| format!(": {why}"));
-    format!("  {:<28} {:<9} {:<10} lag {}{waits}{rate}{why}", one.id, one.status, one.progress, one.lag)
+    let changed = if one.definition_changes.is_empty() { "" } else { ", definition changed" };
+    format!(
+        "  {:<28} {:<9} {:<10} lag {}{waits}{rate}{changed}{why}",
+        one.id, one.status, one.progress, one.lag
+    )
 }

@@ -1,6 +1,8 @@
 //! `herald sub`: seeing and steering subscriptions.
 
 mod history;
+mod refresh;
+mod remove;
 mod rewind;
 mod show;
 mod timers;
@@ -9,10 +11,10 @@ mod wait;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use store::{Position, Timestamp};
-use subscription_engine::{Criteria, Outcome, Overview, Report, Standing, State, Status, TimerCounts};
+use subscription_engine::{Criteria, Outcome, Overview, Report, Standing, State, Status};
 
 use crate::app::App;
-use crate::cli::confirm::confirm;
+use crate::cli::projection::progress_of;
 use crate::cli::{Global, code_of};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
@@ -41,10 +43,14 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  herald sub discover")]
     Discover,
     /// Bring group, run mode and tables from the code to the rows
-    #[command(
-        after_help = "Examples:\n  herald sub refresh inbox_1\n  herald sub refresh --all --reason \"moved to another group\""
-    )]
-    Refresh(Steering),
+    #[command(after_help = refresh::HELP)]
+    Refresh(refresh::Arguments),
+    /// Build a projector's tables anew from the first event on; they are empty meanwhile
+    #[command(after_help = "Example:\n  herald sub replay inbox_1 --reason \"the handler was wrong\"")]
+    Replay {
+        /// Its id
+        id: String,
+    },
     /// Put a projector somewhere else in the log: back or forward
     #[command(after_help = rewind::HELP)]
     Rewind(rewind::Arguments),
@@ -88,8 +94,8 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  herald sub teardown old_1 --yes")]
     Teardown(Steering),
     /// Remove subscriptions and drop their tables
-    #[command(after_help = "Example:\n  herald sub remove inbox_1 --yes")]
-    Remove(Steering),
+    #[command(after_help = remove::HELP)]
+    Remove(remove::Arguments),
 }
 
 /// Which subscriptions; nothing given means all.
@@ -159,10 +165,11 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         Command::History(arguments) => history::run(&app, global, &arguments).await,
         Command::Wait(arguments) => wait::run(&app, global, &arguments).await,
         Command::Discover => discover(&app, global).await,
-        Command::Refresh(which) => {
-            let criteria = known(&app, which.criteria()).await?;
-            let report = engine.refresh(&criteria, &reason("refreshed")).await?;
-            told(global, "refresh", &report, "nothing to refresh")
+        Command::Refresh(arguments) => refresh::run(&app, global, &arguments, &reason("refreshed")).await,
+        Command::Replay { id } => {
+            known(&app, Criteria::id(&id)).await?;
+            let outcome = engine.replay(&id, &reason("replayed"), progress_of(&id)).await?;
+            told(global, "replay", &vec![(id, outcome)], "nothing to replay")
         }
         Command::Rewind(arguments) => rewind::run(&app, global, &arguments, &reason("put elsewhere")).await,
         Command::Timers(arguments) => timers::run(&app, global, &arguments, &config.who).await,
@@ -195,17 +202,11 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         }
         Command::Teardown(which) => {
             let criteria = known(&app, which.criteria()).await?;
-            confirm_removal(&app, global, &criteria).await?;
+            remove::confirm_removal(&app, global, &criteria, false).await?;
             let report = engine.tear_down_detached(&criteria, &reason("torn down")).await?;
             told(global, "teardown", &report, "nothing is detached")
         }
-        Command::Remove(which) => {
-            let criteria = known(&app, which.criteria()).await?;
-            confirm_removal(&app, global, &criteria).await?;
-            let report = engine.remove(&criteria, &reason("removed")).await?;
-            told(global, "remove", &report, "nothing to remove")?;
-            warn_of_workers(&app).await
-        }
+        Command::Remove(arguments) => remove::run(&app, global, &arguments, &reason("removed")).await,
     };
     app.store.close().await;
     result
@@ -230,16 +231,6 @@ pub(crate) fn reason_given<'g>(global: &'g Global, what: &str) -> Result<&'g str
         Exit::new(Code::Usage, format!("nothing is {what} without a reason"))
             .with_hint("add --reason TEXT; it is kept in the history")
     })
-}
-
-/// What is removed while a worker knows its subscriber comes back.
-async fn warn_of_workers(app: &App) -> Result<(), Exit> {
-    if !app.engine.live_workers().await?.is_empty() {
-        note(
-            "A worker is running: it sets up again what its program has a subscriber for. (`sub pause` stops that.)",
-        );
-    }
-    Ok(())
 }
 
 /// An id that nobody knows is a mistake, not an empty selection.
@@ -286,6 +277,7 @@ struct Row {
     timers_pending: String,
     timers_overdue: String,
     timers_held: String,
+    definition_changes: Vec<String>,
     note: String,
 }
 
@@ -314,6 +306,7 @@ impl Row {
             timers_pending: overview.timers.pending.to_string(),
             timers_overdue: overview.timers.overdue.to_string(),
             timers_held: overview.timers.held.to_string(),
+            definition_changes: overview.changes.clone(),
             note: what_to_know(overview, now),
         }
     }
@@ -330,8 +323,10 @@ impl Row {
 fn what_to_know(overview: &Overview, now: Timestamp) -> String {
     let held = |count: i64, what: &str| (count > 0).then(|| format!("{count} {what}(s) held"));
     let state = Some(what_its_state_says(overview, now)).filter(|word| !word.is_empty());
-    let words = [state, held(overview.effects.held, "effect"), held(overview.timers.held, "timer")];
-    words.into_iter().flatten().collect::<Vec<_>>().join("; ")
+    let changed = (!overview.changes.is_empty()).then(|| "its definition has changed".to_owned());
+    let held = [held(overview.effects.held, "effect"), held(overview.timers.held, "timer")];
+    let words = [state, changed].into_iter().chain(held);
+    words.flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn what_its_state_says(overview: &Overview, now: Timestamp) -> String {
@@ -385,6 +380,9 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
     let in_error: Vec<&Row> = rows.iter().filter(|row| row.status == Status::Error).collect();
     if let Some(first) = in_error.first() {
         note(&format!("{} in error. See why: herald sub show {}", in_error.len(), first.id));
+    }
+    if let Some(changed) = rows.iter().find(|row| !row.definition_changes.is_empty()) {
+        note(&format!("A definition has changed without a new id. See what: herald sub show {}", changed.id));
     }
     if rows.iter().any(|row| row.dead_letters != "0") {
         note("There are dead letters. See them: herald dlq list");
@@ -458,40 +456,4 @@ pub(crate) fn outcome_text(outcome: &Outcome) -> String {
             format!("failed{at}: {}", failure.chain.join(": "))
         }
     }
-}
-
-/// Removing drops tables: on a terminal it is asked for, elsewhere it needs a flag.
-async fn confirm_removal(app: &App, global: &Global, criteria: &Criteria) -> Result<(), Exit> {
-    let overviews = app.engine.status(criteria).await?;
-    if global.yes || overviews.is_empty() {
-        return Ok(());
-    }
-    let mut consequences = Vec::new();
-    for overview in &overviews {
-        for table in &overview.subscription.clean_up {
-            let rows = app.engine.rows_of(table).await?;
-            consequences.push(format!(
-                "drops table {table}{}",
-                rows.map_or_else(String::new, |n| format!(" with {n} rows"))
-            ));
-        }
-        let letters = overview.subscription.letters.open;
-        if letters > 0 {
-            consequences.push(format!("forgets {letters} dead letters of {}", overview.subscription.id));
-        }
-        if overview.effects.pending > 0 {
-            consequences.push(format!("holds {} planned effect(s)", overview.effects.pending));
-        }
-        if overview.timers.pending > 0 {
-            let or_more = if overview.timers.pending == TimerCounts::MOST { " or more" } else { "" };
-            consequences.push(format!("forgets {}{or_more} timer(s)", overview.timers.pending));
-        }
-        if overview.subscription.run_mode == subscription_engine::RunMode::FromNow {
-            let id = &overview.subscription.id;
-            consequences.push(format!("events until the next set-up of {id} will not be delivered to it"));
-        }
-    }
-    let ids: Vec<&str> = overviews.iter().map(|overview| overview.subscription.id.as_str()).collect();
-    let what = format!("removing {} {}", ids.join(", "), consequences.join("; "));
-    confirm(global, &what)
 }

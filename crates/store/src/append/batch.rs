@@ -9,7 +9,9 @@ use super::committer::{Batch, Shared};
 use super::known::known_append;
 use super::postgres::{Together, append_on_postgres, append_one_on_postgres};
 use super::sqlite::write_group;
-use super::{Append, AppendError, Appended, Outcome, is_broken_connection, is_duplicate_id, wrong_version};
+use super::{
+    Append, AppendError, Appended, Outcome, conflict, is_broken_connection, is_closed_stream, is_duplicate_id,
+};
 use crate::connection::Connection;
 use crate::database::Database;
 use crate::database_error::again;
@@ -70,22 +72,23 @@ impl Lane {
         }
         // First, so that who is answered and appends again does not find its own stream under way.
         batch.release();
-        let mut known = Vec::new();
+        let mut to_look_up = Vec::new();
         for (member, fate) in answers {
             let result = match fate {
                 Fate::Written(Outcome::Appended(appended)) => Ok(appended),
-                Fate::Written(Outcome::Conflict(actual)) => Err(wrong_version(&member.append, actual)),
                 Fate::Failed(error) => Err(error),
-                Fate::Written(Outcome::Known) | Fate::Blocked => {
-                    known.push(member);
+                Fate::Written(outcome) => {
+                    to_look_up.push((member, outcome));
                     continue;
                 }
+                // Handed back above.
+                Fate::Blocked => continue,
             };
             // Who does not wait any more needs no answer.
             let _ = member.answer.send(result);
         }
-        for member in known {
-            let result = self.known(&member.append).await;
+        for (member, outcome) in to_look_up {
+            let result = self.look_up(&member.append, outcome).await;
             let _ = member.answer.send(result);
         }
         if !self.shared.keeps_connections {
@@ -194,6 +197,7 @@ impl Lane {
             return match append_one_on_postgres(connection, append).await {
                 Ok(outcome) => Fate::Written(outcome),
                 Err(error) if is_duplicate_id(&error) => Fate::Written(Outcome::Known),
+                Err(error) if is_closed_stream(&error) => Fate::Written(Outcome::StreamClosed),
                 Err(error) if is_broken_connection(&error) => {
                     self.drop_connection();
                     let mut fates = self.find_out(std::slice::from_ref(append), &error).await;
@@ -234,14 +238,26 @@ impl Lane {
         fates
     }
 
-    /// What the log has of an append some of whose ids it knows.
-    async fn known(&mut self, append: &Append) -> Result<Appended, AppendError> {
-        if self.connection.is_some() {
-            let connection = self.connection().await?;
-            return known_append(connection, append).await;
+    /// What is to be said of an append that was not written: only the log can tell.
+    async fn look_up(&mut self, append: &Append, outcome: Outcome) -> Result<Appended, AppendError> {
+        let mut reader;
+        let connection = if self.connection.is_some() {
+            self.connection().await?
+        } else {
+            reader = self.shared.database.reader().await?;
+            &mut reader
+        };
+        match outcome {
+            Outcome::Conflict(actual) => Err(conflict(connection, append, actual).await?),
+            // It may have been written before the stream was closed.
+            Outcome::StreamClosed => match known_append(connection, append).await {
+                Err(AppendError::Database(sqlx::Error::RowNotFound)) => {
+                    Err(AppendError::StreamClosed(append.stream.clone()))
+                }
+                known => known,
+            },
+            Outcome::Known | Outcome::Appended(_) => known_append(connection, append).await,
         }
-        let mut connection = self.shared.database.reader().await?;
-        known_append(&mut connection, append).await
     }
 }
 

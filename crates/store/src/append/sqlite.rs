@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
 use super::known::stored_ids;
-use super::{Append, Appended, ExpectedVersion, Outcome, is_duplicate_id};
+use super::{Append, Appended, ExpectedVersion, Outcome, is_closed_stream, is_duplicate_id};
 use crate::connection::SQLITE_BUSY_TIMEOUT;
 use crate::database::SQLITE_WRITER_LOOK;
 use crate::database_error::from_rusqlite;
@@ -74,7 +74,11 @@ pub(super) fn write_group(
             Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) => {
                 run(&transaction, "ROLLBACK TO one")?;
                 let error = from_rusqlite(error);
-                if is_duplicate_id(&error) { Ok(Outcome::Known) } else { Err(error) }
+                match error {
+                    error if is_duplicate_id(&error) => Ok(Outcome::Known),
+                    error if is_closed_stream(&error) => Ok(Outcome::StreamClosed),
+                    error => Err(error),
+                }
             }
             // The file, not the append: a full disk, say.
             Err(error) => return Err(error),
@@ -158,14 +162,23 @@ pub(super) async fn append_on_sqlite(
     let now = store.clock().recorded_in(tx).await?;
     let mut outcomes = Vec::with_capacity(appends.len());
     for append in appends {
-        outcomes.push(if has_known_id(tx, append).await? {
-            Outcome::Known
-        } else if let Some(reached) = raise_version(tx, append).await? {
-            Outcome::Appended(insert_events(tx, append, reached, now).await?)
-        } else {
-            let actual: Option<(Version,)> =
-                tx.fetch_optional(ACTUAL_VERSION, (append.stream.as_str(),)).await?;
-            Outcome::Conflict(actual.map(|row| row.0))
+        if has_known_id(tx, append).await? {
+            outcomes.push(Outcome::Known);
+            continue;
+        }
+        outcomes.push(match raise_version(tx, append).await {
+            Ok(Some(reached)) => Outcome::Appended(insert_events(tx, append, reached, now).await?),
+            Ok(None) => {
+                let actual: Option<(Version,)> =
+                    tx.fetch_optional(ACTUAL_VERSION, (append.stream.as_str(),)).await?;
+                Outcome::Conflict(actual.map(|row| row.0))
+            }
+            Err(error) if is_closed_stream(&error) => {
+                // Nothing more can be done in this transaction.
+                outcomes.push(Outcome::StreamClosed);
+                break;
+            }
+            Err(error) => return Err(error),
         });
     }
     Ok(outcomes)

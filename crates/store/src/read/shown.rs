@@ -1,4 +1,5 @@
-//! What a reader is shown of the rows of the log: what upcasters make of them, and of that what is wanted.
+//! What a reader is shown of the rows of the log: what upcasters make of them, and of that what is wanted and stands in
+//! no closed stream.
 //!
 //! A reader goes on behind the last row that was looked at, not behind the last event that it was shown: a row may
 //! be shown as nothing at all. The parts of one row are never separated.
@@ -8,10 +9,25 @@ use std::borrow::Cow;
 use super::query::Plan;
 use super::row::Rows;
 use super::{Direction, ReadError};
+use crate::closed::Closed;
 use crate::event::Event;
 use crate::filter::Filter;
 use crate::store::Store;
 use crate::upcast::Upcasters;
+
+/// What stands between the rows and a reader.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) upcasters: Option<&'a Upcasters>,
+    pub(super) closed: &'a Closed,
+}
+
+impl View<'_> {
+    /// Whether rows that were looked for may come to nothing.
+    pub(super) fn hides(self) -> bool {
+        self.upcasters.is_some() || !self.closed.is_empty()
+    }
+}
 
 impl Store {
     /// The plan for a filter of stored types: see [`Store::stored`].
@@ -35,26 +51,32 @@ impl Rows {
     /// The same rows as they are shown, up to where the page is full or a row cannot be upcast.
     pub(super) fn shown(
         mut self,
-        upcasters: Option<&Upcasters>,
+        view: View<'_>,
         wanted: &Filter,
         direction: Direction,
         limit: usize,
     ) -> Self {
-        let Some(upcasters) = upcasters else {
+        if !view.hides() {
             self.last = self.events.last().map(|event| (event.position, event.version));
             if !wanted.is_all() {
                 self.events.retain(|event| wanted.matches(event));
             }
             return self;
-        };
+        }
         let mut stored = std::mem::take(&mut self.events).into_iter();
         let mut parts = Vec::new();
         while let Some(event) = stored.next() {
             let at = (event.position, event.version);
-            if let Err(source) = upcasters.upcast(event, &mut parts) {
-                self.is_cut = true;
-                self.bad = Some(ReadError::BadRow { position: at.0, source });
-                return self;
+            match view.upcasters {
+                _ if view.closed.has(&event) => {}
+                None => parts.push(event),
+                Some(upcasters) => {
+                    if let Err(source) = upcasters.upcast(event, &mut parts) {
+                        self.is_cut = true;
+                        self.bad = Some(ReadError::BadRow { position: at.0, source });
+                        return self;
+                    }
+                }
             }
             self.last = Some(at);
             parts.retain(|part| wanted.matches(part));

@@ -8,30 +8,30 @@ use crate::values::Record;
 
 const STREAMS: &str = "SELECT stream, version
        FROM herald_streams
-      WHERE stream >= $1 AND stream < $2
+      WHERE stream >= $1 AND stream < $2 AND closed_version IS NULL
       ORDER BY stream
       LIMIT $3";
 
 /// The databases must be led to the index over (category, stream) in different ways: see `read/query.rs`.
 const STREAMS_OF_CATEGORY_POSTGRES: &str = "SELECT stream, version
        FROM herald_streams
-      WHERE ({category}, stream) >= ($4, $1) AND ({category}, stream) < ($4, $2)
+      WHERE ({category}, stream) >= ($4, $1) AND ({category}, stream) < ($4, $2) AND closed_version IS NULL
       ORDER BY {category}, stream
       LIMIT $3";
 const STREAMS_OF_CATEGORY_SQLITE: &str = "SELECT stream, version
        FROM herald_streams INDEXED BY herald_streams_category
-      WHERE {category} = $4 AND stream >= $1 AND stream < $2
+      WHERE {category} = $4 AND stream >= $1 AND stream < $2 AND closed_version IS NULL
       ORDER BY stream
       LIMIT $3";
 
 /// From each category this jumps over all of its streams to the next one: a page costs as many steps as it has rows.
 const CATEGORIES: &str = "WITH RECURSIVE step(category, number) AS (
          SELECT (SELECT {category} FROM herald_streams
-                  WHERE {category} >= $1 AND {category} < $2 ORDER BY {category} LIMIT 1),
+                  WHERE {category} >= $1 AND {category} < $2 AND closed_version IS NULL ORDER BY {category} LIMIT 1),
                 CAST(1 AS BIGINT)
           UNION ALL
          SELECT (SELECT {category} FROM herald_streams
-                  WHERE {category} > step.category AND {category} < $2 ORDER BY {category} LIMIT 1),
+                  WHERE {category} > step.category AND {category} < $2 AND closed_version IS NULL ORDER BY {category} LIMIT 1),
                 number + 1
            FROM step
           WHERE step.category IS NOT NULL AND number < $3)

@@ -78,7 +78,9 @@ async fn count_stream(tx: &mut Tx, stream: &str) -> sqlx::Result<()> {
     tx.execute(take, (stream,)).await?;
     // A statement of its own sees what was committed before the lock was had.
     let count = "UPDATE herald_streams
-                    SET version = (SELECT MAX(version) FROM herald_events WHERE stream = $1)
+                    SET version = (SELECT MAX(version) FROM herald_events WHERE stream = $1),
+                        closed_version = (SELECT MAX(version) FROM herald_events
+                                           WHERE stream = $1 AND type = '$closed')
                   WHERE stream = $1 AND EXISTS (SELECT 1 FROM herald_events WHERE stream = $1)";
     if tx.execute(count, (stream,)).await? == 0 {
         tx.execute("DELETE FROM herald_streams WHERE stream = $1", (stream,)).await?;

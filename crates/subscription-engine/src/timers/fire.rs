@@ -9,6 +9,7 @@ use store::{Position, Timestamp, Tx, messages};
 use crate::context::{Context, unchanged};
 use crate::cursor::Cursor;
 use crate::engine::{Criteria, Engine, EngineError};
+use crate::markers::{self, Marked};
 use crate::poison::Poison;
 use crate::progress::Step;
 use crate::records::{self, Claim};
@@ -16,7 +17,7 @@ use crate::retry::RetryStrategy;
 use crate::subscriber::{BoxError, Registered};
 use crate::subscription::{State, Subscription};
 use crate::timers::{Timer, TimerRecord, table};
-use crate::unit::{self, FailsAt, Part, bounded, classify, not_begun};
+use crate::unit::{self, FailsAt, Part, Unit, bounded, classify, not_begun};
 
 /// So many timers are given their turn at once; the others when none of these is left. It bounds the one statement.
 const SEEN_AT_ONCE: i64 = 10_000;
@@ -64,7 +65,28 @@ struct TimerFailed {
     source: BoxError,
 }
 
+/// The process that ran it was gone before it had come to anything.
+#[derive(Debug, thiserror::Error)]
+#[error("the process ended while this timer was handled")]
+struct ProcessEnded;
+
 impl Engine {
+    /// One timer of a subscription, if it is still there.
+    pub(crate) async fn timer(&self, id: &str, number: i64) -> Result<Option<TimerRecord>, EngineError> {
+        Ok(table::of_number(self.store().database(), id, number).await?)
+    }
+
+    /// Counts a timer whose handler has ended its process as failed; says whether it and the subscription were still as
+    /// they were seen.
+    pub(crate) async fn timer_ended_its_process(
+        &self,
+        registered: &Registered,
+        seen: &Subscription,
+        timer: &TimerRecord,
+    ) -> Result<bool, EngineError> {
+        note_failure(self, registered, seen, timer, ProcessEnded.into()).await
+    }
+
     /// Fires due timers of the active subscriptions that meet the criteria: one unit of each at most, so that what
     /// sets itself again does not go on for ever. [`Engine::catch_up`] and workers do so until none is due.
     pub async fn fire_timers(&self, criteria: &Criteria) -> Result<FiredTimers, EngineError> {
@@ -77,7 +99,16 @@ impl Engine {
             if self.bad_checkpoint_of(&seen.id).await?.is_some() {
                 continue;
             }
-            match fire(self, registered, &seen, seen.read_from(), now).await? {
+            let mut cursor = Cursor::new(self);
+            match self.after_a_cut(registered, &seen, &mut cursor).await? {
+                None => {}
+                Some(Unit::Busy) => continue,
+                Some(_) => {
+                    done.failed += 1;
+                    continue;
+                }
+            }
+            match fire(self, registered, &seen, &cursor, now).await? {
                 Look::Fired(fired) => done.fired += fired,
                 Look::Failed(fired) => {
                     done.fired += fired;
@@ -108,12 +139,21 @@ impl Engine {
         if is_due && is_their_turn {
             // Whatever comes of it, also an error: the events are next.
             cursor.timers_went = true;
-            match fire(self, registered, seen, cursor.read_from(seen), now).await? {
+            match fire(self, registered, seen, cursor, now).await? {
                 Look::Behind(position) => barrier = Some(position),
-                // Nothing: somebody else has fired them meanwhile.
-                Look::Busy | Look::Nothing => return Ok(Step::Busy),
+                // Somebody else has fired them meanwhile.
+                Look::Nothing => return Ok(Step::Busy),
+                Look::Busy => {
+                    // Somebody else's marker may be in the way.
+                    cursor.is_to_be_checked();
+                    return Ok(Step::Busy);
+                }
                 Look::Stalled(why) => return Ok(Step::Stalled(why)),
-                Look::Fired(_) | Look::Failed(_) => return Ok(Step::Moved(0)),
+                Look::Fired(_) => {
+                    cursor.takes_more(self.settings().unit_events);
+                    return Ok(Step::Moved(0));
+                }
+                Look::Failed(_) => return Ok(Step::Moved(0)),
             }
         }
         cursor.timers_went = false;
@@ -136,15 +176,16 @@ impl Engine {
     }
 }
 
-/// Runs one unit of timers that are due at `now`, of a subscription that has handled everything up to `handled`.
+/// Runs one unit of timers that are due at `now`, of a subscription that has looked as far as the cursor says.
 async fn fire(
     engine: &Engine,
     registered: &Registered,
     seen: &Subscription,
-    handled: Position,
+    cursor: &Cursor,
     now: Timestamp,
 ) -> Result<Look, EngineError> {
     let database = engine.store().database();
+    let handled = cursor.read_from(seen);
     let limit = i64::try_from(engine.settings().unit_events).unwrap_or(i64::MAX);
     let mut due = table::seen_due(database, &seen.id, now, limit).await?;
     if due.is_empty() {
@@ -160,7 +201,20 @@ async fn fire(
         return Ok(first.barrier.map_or(Look::Nothing, Look::Behind));
     }
     let ready = due.iter().position(is_behind).unwrap_or(due.len());
-    fire_in_parts(engine, registered, seen, &due[..ready]).await
+    // What failed before is tried alone, and marked as what comes after an end without a goodbye: it may end the process.
+    let was_tried = |record: &TimerRecord| record.timer.attempt > 0;
+    let is_marked = cursor.care.is_some() || was_tried(first);
+    let alone = due.iter().position(was_tried).map_or(ready, |tried| tried.max(1));
+    let unit = &due[..ready.min(alone).min(cursor.care.unwrap_or(ready)).max(1)];
+    if !is_marked {
+        return fire_in_parts(engine, registered, seen, unit).await;
+    }
+    if !markers::mark(database, seen, Marked::Timers(first.number), unit.len()).await? {
+        return Ok(Look::Busy);
+    }
+    let look = fire_in_parts(engine, registered, seen, unit).await?;
+    markers::unmark(database, &seen.id).await?;
+    Ok(look)
 }
 
 /// Gives due timers their turn and their barrier; says whether the subscription was to be had.

@@ -138,6 +138,17 @@ pub(super) async fn see_due(
     tx.execute(sql, (subscription_id, now, head, limit)).await
 }
 
+/// One timer by its number.
+pub(super) async fn of_number(
+    database: &Database,
+    subscription_id: &str,
+    number: i64,
+) -> Result<Option<TimerRecord>, RecordError> {
+    let sql = select!("WHERE subscription_id = $1 AND number = $2");
+    let row: Option<Row> = database.fetch_optional(sql, (subscription_id, number)).await?;
+    Ok(row.map(TimerRecord::try_from).transpose()?)
+}
+
 /// Takes away timers that have fired; says whether all of them were still there.
 pub(super) async fn take(tx: &mut Tx, fired: &[TimerRecord]) -> sqlx::Result<bool> {
     let numbers = fired.iter().map(|record| (record.number,)).collect();

@@ -47,8 +47,13 @@ pub(super) async fn run(config: &Config, global: &Global, arguments: List) -> Re
 
 /// The rows, and where the next page begins unless this was the last one.
 async fn select(config: &Config, arguments: List) -> Result<(Vec<Row>, Option<Position>), Exit> {
+    let stream = arguments.selection.one_stream();
     let filter = arguments.selection.filter()?;
     let app = App::open_to_look(config).await?;
+    if let Some(stream) = stream {
+        // One that was closed is not there; an empty list would not say so.
+        app.store.read_stream_backwards(&stream, None, 1).await?;
+    }
     let limit = usize::from(arguments.limit);
     let mut after = Position(arguments.after);
     let mut before = arguments.before.map(Position);

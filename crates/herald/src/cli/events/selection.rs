@@ -38,6 +38,11 @@ A condition is FIELD OPERATOR VALUE, such as 'meta.tenant = acme'.
 A field that is missing, null, an object or an array matches nothing, not even !=.";
 
 impl Selection {
+    /// The one stream that it is about, if it is.
+    pub(super) fn one_stream(&self) -> Option<StreamName> {
+        self.stream.clone().filter(|stream| !stream.is_reserved())
+    }
+
     pub(super) fn filter(self) -> Result<Filter, Exit> {
         let mut filter = match &self.stream {
             Some(name) => Filter::of(name).map_err(|error| Exit::new(Code::Usage, error.to_string()))?,

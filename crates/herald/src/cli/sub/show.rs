@@ -37,6 +37,7 @@ struct Shown<'a> {
     timers_overdue: String,
     timers_held: String,
     next_timer: Option<Timestamp>,
+    definition_changes: &'a [String],
     history: Vec<Past<'a>>,
     next: Vec<String>,
 }
@@ -114,6 +115,9 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
     if overview.timers.pending > 0 {
         field("timers", &timers(&overview, now));
     }
+    for (index, change) in overview.changes.iter().enumerate() {
+        field(if index == 0 { "changed" } else { "" }, change);
+    }
     if let State::Error { failure, .. } = &subscription.state {
         show_failure(failure, now);
     }
@@ -170,6 +174,7 @@ fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -
         timers_overdue: overview.timers.overdue.to_string(),
         timers_held: overview.timers.held.to_string(),
         next_timer: overview.timers.next,
+        definition_changes: &overview.changes,
         history: history.iter().map(past).collect(),
         next: next(overview),
     }
@@ -245,6 +250,11 @@ fn next(overview: &Overview) -> Vec<String> {
     }
     if overview.timers.held + overview.timers.overdue > 0 {
         commands.push(format!("herald sub timers {id}"));
+    }
+    if !overview.changes.is_empty() {
+        commands.push(format!(
+            "herald sub refresh {id} --accept-definition        (if what it has made is right)"
+        ));
     }
     commands
 }
