@@ -82,13 +82,21 @@ impl Store {
 
 /// Each column as it is read, as text, and as bytes, which SQLite may have in the place of text.
 fn query(kind: DatabaseKind, position: Position) -> Query {
-    let (text, bytes, place): (fn(&str) -> String, fn(&str) -> String, _) = match kind {
-        DatabaseKind::Postgres => (|column| format!("{column}::text"), |_| "NULL::text".to_owned(), "$1"),
-        DatabaseKind::Sqlite => (
-            |column| format!("CASE typeof({column}) WHEN 'blob' THEN NULL ELSE CAST({column} AS TEXT) END"),
-            |column| format!("CASE WHEN {column} IS NOT NULL THEN 'x''' || lower(hex({column})) || '''' END"),
-            "?1",
-        ),
+    let text = |column: &str| match kind {
+        DatabaseKind::Postgres => format!("{column}::text"),
+        DatabaseKind::Sqlite => {
+            format!("CASE typeof({column}) WHEN 'blob' THEN NULL ELSE CAST({column} AS TEXT) END")
+        }
+    };
+    let bytes = |column: &str| match kind {
+        DatabaseKind::Postgres => "NULL::text".to_owned(),
+        DatabaseKind::Sqlite => {
+            format!("CASE WHEN {column} IS NOT NULL THEN 'x''' || lower(hex({column})) || '''' END")
+        }
+    };
+    let place = match kind {
+        DatabaseKind::Postgres => "$1",
+        DatabaseKind::Sqlite => "?1",
     };
     let columns = COLUMNS.map(str::to_owned).join(", ");
     let texts = COLUMNS.map(text).join(", ");
