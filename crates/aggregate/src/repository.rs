@@ -65,6 +65,18 @@ pub enum ExecuteError<R: std::error::Error + 'static> {
         /// The stream.
         stream: StreamName,
     },
+    /// The stream did not change, and the append was refused all the same.
+    #[error(
+        "the log refuses every append to stream {stream}, though nobody else appends to it: it has recorded {} for it, \
+         and its last event has another version; `herald store verify` tells more",
+        .recorded.map_or_else(|| "no version".to_owned(), |version| format!("version {version}"))
+    )]
+    Misrecorded {
+        /// The stream.
+        stream: StreamName,
+        /// The version in the table of streams, if it is there.
+        recorded: Option<Version>,
+    },
     /// An event of the stream is not what its type says.
     #[error(transparent)]
     Undecodable(#[from] UndecodableEvent),
@@ -151,6 +163,8 @@ impl<A: Aggregate> Repository<A> {
         context: &A::Context,
         provenance: &Provenance,
     ) -> Result<Executed<A::Event>, ExecuteError<A::Refusal>> {
+        let mut first_conflict = None;
+        let mut has_moved = false;
         for _ in 0..MAX_CONFLICTS {
             let Loaded { state, last, read } = self.replay(stream).await?;
             let events = A::decide(&state, command, context).map_err(ExecuteError::Refused)?;
@@ -163,7 +177,10 @@ impl<A: Aggregate> Repository<A> {
                 });
             }
             let appended = match self.append(stream, expected(last), new).await {
-                Err(AppendError::WrongVersion { .. }) => continue,
+                Err(AppendError::WrongVersion { actual, .. }) => {
+                    has_moved |= *first_conflict.get_or_insert((last, actual)) != (last, actual);
+                    continue;
+                }
                 result => result?,
             };
             // Of what was read: that is certainly what a later reading makes of these events.
@@ -172,7 +189,13 @@ impl<A: Aggregate> Repository<A> {
             }
             return Ok(Executed { events, appended });
         }
-        Err(ExecuteError::Contended { stream: stream.clone() })
+        match first_conflict {
+            // Nobody was faster: what the log has recorded of the stream is not what it holds.
+            Some((last, recorded)) if !has_moved && last != recorded => {
+                Err(ExecuteError::Misrecorded { stream: stream.clone(), recorded })
+            }
+            _ => Err(ExecuteError::Contended { stream: stream.clone() }),
+        }
     }
 
     /// Appends; an append whose answer got lost is repeated with the same ids, which tells what became of it.

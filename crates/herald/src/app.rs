@@ -1,7 +1,7 @@
 //! The program put together: a log, an engine, and the subscribers that ship with it.
 
 use notification_subscribers::subscribers;
-use store::{Migration, Schema, Setup, Store, TableName, Timestamp};
+use store::{Migration, Schema, Setup, Store, StoreError, TableName, Timestamp};
 use subscription_engine::{Criteria, Engine, Outcome, Registry};
 
 use crate::config::Config;
@@ -75,21 +75,43 @@ impl App {
         Ok(app)
     }
 
+    /// Opens a log that must be there to stop somebody: that is allowed also while events could be skipped, which is
+    /// when it is wanted most.
+    pub(crate) async fn open_to_stop(config: &Config) -> Result<Self, Exit> {
+        let opened = Self::open(config).await;
+        let Err(exit) = opened else { return opened };
+        if exit.code != Code::Configuration {
+            return Err(exit);
+        }
+        let store = connect_to_look(config).await?;
+        let is_safe = |refusal: &StoreError| matches!(refusal, StoreError::BadSequence(_));
+        if store.refusals().is_empty() || !store.refusals().iter().all(is_safe) {
+            return Err(exit);
+        }
+        warn_of(&store);
+        Self::of(config, Ok(store)).await
+    }
+
     /// The program around a log that was opened, if it is there and fits.
     pub(crate) async fn of(config: &Config, connected: Result<Store, Exit>) -> Result<Self, Exit> {
-        let not_set_up = || {
-            Exit::new(Code::NotFound, "the event store is not set up yet")
-                .with_hint("run `herald store setup` first")
+        let not_set_up = |why: &str| {
+            Exit::new(Code::NotFound, format!("the event store is not set up yet: {why}")).with_hint(
+                "run `herald store setup` first, or name another database by --database or HERALD_DATABASE",
+            )
         };
         let store = match connected {
             // A file that is not there is a log that is not set up.
             Err(exit) if exit.code == Code::NotFound && config.url.starts_with("sqlite:") => {
-                return Err(not_set_up());
+                return Err(not_set_up(&exit.to_string()));
             }
             result => result?,
         };
         match store.schema().await? {
-            Schema::Missing => Err(not_set_up()),
+            Schema::Missing => {
+                let target = store.database().target();
+                let host = target.host.map_or_else(String::new, |host| format!(" on {host}"));
+                Err(not_set_up(&format!("there are no tables of it in {}{host}", target.database)))
+            }
             Schema::Behind(count) => Err(Exit::new(
                 Code::Configuration,
                 format!("the event store is {count} migration(s) behind this program"),

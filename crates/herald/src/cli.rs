@@ -9,6 +9,8 @@ mod dlq;
 mod doctor;
 mod effects;
 mod events;
+mod findings;
+mod next;
 mod projection;
 mod status;
 mod store;
@@ -24,10 +26,11 @@ use clap::{Args, Parser, Subcommand};
 use subscription_engine::Outcome;
 
 use crate::config::Config;
-use crate::exit::Exit;
+use crate::exit::{Code, Exit};
 use crate::output::Format;
 use crate::{demo, worker};
 
+pub(crate) use check::{unknown, wants_plugin};
 pub(crate) use sub::{known, outcome_text, reason_given};
 
 /// An event log, subscriptions that never skip an event, and the notifications they deliver.
@@ -154,6 +157,11 @@ impl Cli {
     pub(crate) async fn run(self) -> Result<u8, Exit> {
         worker::log_to_stderr(self.global.verbose, matches!(self.command, Command::Worker(_)));
         let global = &self.global;
+        crate::output::write_as(global.output);
+        if global.reason.as_ref().is_some_and(|reason| reason.trim().is_empty()) {
+            return Err(Exit::new(Code::Usage, "--reason is empty")
+                .with_hint("say why in a few words, or leave it out where it is not asked for"));
+        }
         let config = || Config::load(global);
         match self.command {
             Command::Worker(arguments) => return worker::run(&config()?, arguments).await,
@@ -177,6 +185,10 @@ impl Cli {
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
+    // Nobody who writes a bare number means anything but seconds.
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Ok(Duration::from_secs(seconds.into()));
+    }
     humantime::parse_duration(text).map_err(|error| format!("{error}; write it like 30s or 5m"))
 }
 
@@ -185,8 +197,7 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
 }
 
 /// An outcome that is no success ends the command with the code for it.
-pub(crate) fn code_of(outcome: &Outcome) -> Option<crate::exit::Code> {
-    use crate::exit::Code;
+pub(crate) fn code_of(outcome: &Outcome) -> Option<Code> {
     match outcome {
         Outcome::Busy | Outcome::Waiting { .. } => Some(Code::Busy),
         Outcome::Refused { .. } => Some(Code::Conflict),

@@ -34,6 +34,10 @@ impl Config {
             }
             (Some(url), _) => checked(url, Code::Usage)?,
             (None, Some(url)) => checked(&url, Code::Configuration)?,
+            (None, None) if std::env::var_os(DATABASE).is_some() => {
+                return Err(Exit::new(Code::Usage, format!("the environment variable {DATABASE} is empty"))
+                    .with_hint("name a database in it, or unset it for the file in the state folder"));
+            }
             (None, None) => format!("sqlite:{}", default_file()?.display()),
         };
         let mut options = Options::default();
@@ -88,6 +92,9 @@ fn user() -> String {
 
 /// A URL that can be understood. What it says is not repeated: it may hold a password.
 fn checked(url: &str, code: Code) -> Result<String, Exit> {
+    if matches!(url.split('?').next(), Some("sqlite:" | "sqlite://")) {
+        return Err(Exit::new(Code::Usage, "the database URL names no file; write sqlite:FILE"));
+    }
     match store::Database::check_url(url) {
         Ok(()) => Ok(url.to_owned()),
         Err(error) => Err(Exit::new(code, error.to_string())),

@@ -3,7 +3,10 @@
 use std::error::Error;
 use std::fmt;
 
-use store::{AppendError, ConnectError, Fault, MigrateError, PlaceError, ReadError, StoreError, messages};
+use serde::Serialize;
+use store::{
+    AppendError, ConnectError, Fault, MigrateError, PlaceError, Position, ReadError, StoreError, messages,
+};
 
 use crate::output::note;
 
@@ -40,24 +43,45 @@ impl Code {
     }
 }
 
+/// Something for which a command did not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Refused {
+    id: String,
+    why: String,
+}
+
 /// A command that did not do what was asked.
 #[derive(Debug)]
 pub(crate) struct Exit {
     pub(crate) code: Code,
     message: String,
     hint: Option<String>,
+    /// What was not done for whom, and why.
+    refused: Vec<Refused>,
     /// A sentence that the tutorial's users script against: in text output it goes to stdout.
     is_answer: bool,
 }
 
 impl Exit {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, is_answer: false }
+        Self { code, message: message.into(), hint: None, refused: Vec::new(), is_answer: false }
     }
 
     /// A refusal that is an answer to what was asked.
     pub(crate) fn refusal(message: impl Into<String>) -> Self {
         Self { is_answer: true, ..Self::new(Code::Failed, message) }
+    }
+
+    /// What a command did not do for some of those that it was to be done for: each with the reason.
+    pub(crate) fn not_done(code: Code, undone: impl IntoIterator<Item = (String, String)>) -> Self {
+        let refused: Vec<Refused> = undone.into_iter().map(|(id, why)| Refused { id, why }).collect();
+        let whys: Vec<String> = refused.iter().map(|one| format!("{}: {}", one.id, one.why)).collect();
+        let exit = Self::new(code, format!("not done for {}", whys.join("; ")));
+        let exit = match refused.first() {
+            Some(first) => exit.with_hint(format!("see `herald sub show {}`", first.id)),
+            None => exit,
+        };
+        Self { refused, ..exit }
     }
 
     pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
@@ -89,9 +113,12 @@ impl Exit {
     /// Says it, and answers with the exit code.
     pub(crate) fn report(&self, as_json: bool) -> u8 {
         if as_json {
-            let error = serde_json::json!({
+            let mut error = serde_json::json!({
                 "error": { "code": self.code.word(), "message": self.message, "hint": self.hint }
             });
+            if !self.refused.is_empty() {
+                error["error"]["refused"] = serde_json::json!(self.refused);
+            }
             note(&error.to_string());
         } else if self.is_answer {
             crate::output::line(&self.message);
@@ -142,6 +169,12 @@ impl<E: Error + 'static> From<E> for Exit {
         if let Some(refused) = of_closed_stream(error) {
             return Self::new(refused, message);
         }
+        if let Some(position) = bad_row(error) {
+            return Self::new(Code::Failed, message).with_hint(format!(
+                "`herald events show {position} --raw` shows what is stored there; `herald store verify --from \
+                 {position}` tells what else is damaged; restore that row from a backup of the log"
+            ));
+        }
         let (code, hint) = match Fault::of(error) {
             Fault::Unreachable => {
                 (Code::Unreachable, "is the database server running, and is the address right?")
@@ -150,7 +183,11 @@ impl<E: Error + 'static> From<E> for Exit {
                 Code::NotAllowed,
                 "check the user and the password (HERALD_DATABASE__PASSWORD_FILE, PGPASSFILE)",
             ),
-            Fault::ReadOnly => (Code::NotAllowed, "check the rights on the database file and its folder"),
+            Fault::ReadOnly => (
+                Code::NotAllowed,
+                "whoever reads an SQLite database needs the right to write to its file and its folder too: readers and \
+                 writers meet in FILE-shm and FILE-wal",
+            ),
             Fault::NoSuchDatabase => (Code::NotFound, "check the name of the database"),
             Fault::Damaged => (Code::Configuration, "name another file, or restore this one from a backup"),
             Fault::Transient if message.contains("an import into this log") => (
@@ -162,4 +199,16 @@ impl<E: Error + 'static> From<E> for Exit {
         };
         Self::new(code, message).with_hint(hint)
     }
+}
+
+/// The position of the event that cannot be read, if that is what an error is about.
+fn bad_row(error: &(dyn Error + 'static)) -> Option<Position> {
+    let mut current = Some(error);
+    while let Some(error) = current {
+        if let Some(ReadError::BadRow { position, .. }) = error.downcast_ref() {
+            return Some(*position);
+        }
+        current = error.source();
+    }
+    None
 }

@@ -19,7 +19,16 @@ use crate::cli::{Cli, with_spaces};
 use crate::exit::{Code, Exit};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(with_spaces(std::env::args_os()));
+    let words = with_spaces(std::env::args_os());
+    let cli = match Cli::try_parse_from(&words) {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && cli::wants_plugin(&words) => {
+            // What follows the first sentence is for people.
+            let text = error.to_string();
+            return ExitCode::from(cli::unknown(text.split("\n\n").next().unwrap_or_default()));
+        }
+        Err(error) => error.exit(),
+    };
     let as_json = cli.global.output.is_json();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

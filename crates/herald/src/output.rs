@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::exit::Exit;
 
@@ -19,7 +20,7 @@ pub(crate) enum Format {
     Plain,
     /// One JSON document.
     Json,
-    /// One JSON object a line.
+    /// One JSON object a line, each with its schema.
     Jsonl,
 }
 
@@ -31,6 +32,8 @@ impl Format {
 
 /// Set when stdout took something no more, though somebody was there to read it.
 static STDOUT_FAILED: AtomicBool = AtomicBool::new(false);
+/// See [`write_as`].
+static ONE_A_LINE: AtomicBool = AtomicBool::new(false);
 /// Set when whoever read stdout has closed it.
 static STDOUT_CLOSED: AtomicBool = AtomicBool::new(false);
 
@@ -79,9 +82,34 @@ pub(crate) fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(escaped).collect())
 }
 
-/// Writes data that is one thing.
+/// Writes data that is one thing, or the few that a command was about.
 pub(crate) fn json(schema: &str, data: &impl Serialize) -> Result<(), Exit> {
-    json_page(schema, data, None)
+    if !ONE_A_LINE.load(Ordering::Relaxed) {
+        return json_page(schema, data, None);
+    }
+    let text = serde_json::to_string(data)?;
+    match serde_json::from_str::<Vec<&RawValue>>(&text) {
+        Ok(items) => items.iter().try_for_each(|item| json_line(schema, item)),
+        Err(_) => json_line(schema, data),
+    }
+}
+
+/// Set once, before a command runs: JSON goes out as an object a line.
+pub(crate) fn write_as(format: Format) {
+    ONE_A_LINE.store(format == Format::Jsonl, Ordering::Relaxed);
+}
+
+/// Writes an object on a line of its own, which says by itself what it is. It is put together as text: a tree of
+/// values in between would rewrite what the log keeps byte for byte.
+fn json_line(schema: &str, item: &impl Serialize) -> Result<(), Exit> {
+    let schema = serde_json::to_string(schema)?;
+    let item = serde_json::to_string(item)?;
+    write_line(&on_one_line(&match item.strip_prefix('{') {
+        Some("}") => format!("{{\"schema\":{schema}}}"),
+        Some(fields) => format!("{{\"schema\":{schema},{fields}"),
+        None => format!("{{\"schema\":{schema},\"data\":{item}}}"),
+    }));
+    Ok(())
 }
 
 /// Writes a page of data, with where the next one begins.
@@ -125,7 +153,7 @@ pub(crate) fn item<T: Serialize>(
         Format::Json => {
             write_line(&on_one_line(&serde_json::to_string(&Document { schema, data: item, next: None })?));
         }
-        Format::Jsonl => write_line(&on_one_line(&serde_json::to_string(item)?)),
+        Format::Jsonl => json_line(schema, item)?,
         Format::Plain => write_line(&plain(&columns(item))),
         Format::Table => line(&for_people(item)),
     }
@@ -146,7 +174,7 @@ pub(crate) fn list<T: Serialize>(
         Format::Json => return json_page(schema, &items, next),
         Format::Jsonl => {
             for item in items {
-                write_line(&on_one_line(&serde_json::to_string(item)?));
+                json_line(schema, item)?;
             }
         }
         Format::Plain => {

@@ -49,7 +49,9 @@ pub(crate) struct Arguments {
 pub(crate) fn log_to_stderr(verbosity: u8, is_worker: bool) {
     let level = match (verbosity, is_worker) {
         (0, false) => "error",
-        (0, true) | (1, _) => "info,sqlx=warn",
+        // A connection that takes a while to come free is the daemon's everyday life.
+        (0, true) => "info,sqlx=warn,sqlx::pool::acquire=error",
+        (1, _) => "info,sqlx=warn",
         _ => "debug,sqlx=info",
     };
     let filter = match std::env::var("HERALD_LOG").ok().filter(|filter| !filter.is_empty()) {

@@ -18,6 +18,7 @@ use crate::export_format::{
     CHUNK_BYTES, CHUNK_EVENTS, CHUNK_STREAMS, Checksum, End, FORMAT, Header, Line, StoredEvent,
     StreamDocument,
 };
+use crate::json::Json;
 use crate::part_file::{FileError, Leftover, PartFile};
 use crate::read::ReadError;
 use crate::store::Store;
@@ -36,6 +37,8 @@ pub struct Exported {
     pub events: u64,
     /// Documents of streams.
     pub streams: u64,
+    /// So many of those written now hold something that is not JSON: no import takes them.
+    pub not_json: u64,
     /// An export that had broken off was gone on with behind this position.
     pub resumed_after: Option<Position>,
 }
@@ -127,7 +130,16 @@ impl Store {
                         return Err(error);
                     }
                 };
-                self.export_all(output, &header, &mut progress).await?
+                match self.export_all(output, &header, &mut progress).await {
+                    Ok(exported) => exported,
+                    Err(error) => {
+                        // With nothing in it there is nothing to go on with.
+                        if part.file.metadata().is_ok_and(|metadata| metadata.len() == 0) {
+                            part.discard();
+                        }
+                        return Err(error);
+                    }
+                }
             }
         };
         tokio::task::spawn_blocking(move || part.finish()).await.map_err(std::io::Error::other)??;
@@ -222,6 +234,8 @@ impl Store {
             position = last.position;
             for event in events {
                 writer.events += 1;
+                let is_json = |text: &str| Json::from_row(text).is_ok();
+                writer.not_json += u64::from(!is_json(&event.payload) || !is_json(&event.metadata));
                 writer.line(&Line::Event(event))?;
             }
             writer.check().await?;
@@ -292,7 +306,14 @@ impl Store {
             let row: sqlx::Result<Option<StoredEvent>> =
                 self.database().fetch_optional(sql, (position,)).await;
             if let Err(source) = row {
-                return ReadError::BadRow { position: Position(position), source: source.into() }.into();
+                let position = Position(position);
+                // The driver tells the first thing that is wrong; a person wants to know all of it.
+                let faults = match self.raw_event(position).await {
+                    Ok(Some(row)) => row.faults(),
+                    _ => String::new(),
+                };
+                let source = if faults.is_empty() { source.into() } else { faults.into() };
+                return ReadError::BadRow { position, source }.into();
             }
             after = position;
         }
@@ -315,11 +336,12 @@ struct Writer<W> {
     checksum: Checksum,
     events: u64,
     streams: u64,
+    not_json: u64,
 }
 
 impl<W: AsyncWrite + Unpin> Writer<W> {
     fn new(to: W) -> Self {
-        Self { to, buffer: Vec::new(), checksum: Checksum::default(), events: 0, streams: 0 }
+        Self { to, buffer: Vec::new(), checksum: Checksum::default(), events: 0, streams: 0, not_json: 0 }
     }
 
     fn line(&mut self, line: &Line) -> std::io::Result<()> {
@@ -358,6 +380,7 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             head: Position(header.head),
             events: self.events,
             streams: self.streams,
+            not_json: self.not_json,
             resumed_after,
         }
     }

@@ -9,6 +9,7 @@ mod explain;
 mod inspect;
 mod pages;
 mod query;
+mod raw;
 mod row;
 mod shown;
 
@@ -20,6 +21,7 @@ pub(crate) use self::inspect::{Inspected, inspect};
 pub use self::pages::{Events, Pages};
 pub(crate) use self::query::{Bound, Query, category_expression};
 use self::query::{Plan, Range, stream_before, stream_from};
+pub use self::raw::{RawColumn, RawEvent};
 pub(crate) use self::row::fetch_numbers;
 use self::row::{Reader, Rows, fetch, fetch_in};
 use self::shown::View;

@@ -142,7 +142,7 @@ pub enum StoreError {
     Migrate(#[from] MigrateError),
     /// Positions would not be drawn in the order of time.
     #[error("the sequence herald_positions {0}; events could be skipped, so the log is not worked on")]
-    BadSequence(#[from] BadSequence),
+    BadSequence(BadSequence),
     /// The log is a copy, or was restored.
     #[error(transparent)]
     Place(#[from] PlaceError),
@@ -168,7 +168,8 @@ pub enum BadSequence {
     Cycles,
     /// It would give out numbers that events have already.
     #[error(
-        "is at {last}, behind position {end} of the log: was it restored? Run `herald store verify --fix`"
+        "is at {last}, behind position {end} of the log (events were brought in without it); run `herald store \
+         verify --fix`"
     )]
     Behind {
         /// The last number that it gave out.
@@ -176,6 +177,13 @@ pub enum BadSequence {
         /// The position of the last event.
         end: Position,
     },
+}
+
+// Not `#[from]`: it is the sentence, and would be said once more as the source.
+impl From<BadSequence> for StoreError {
+    fn from(bad: BadSequence) -> Self {
+        Self::BadSequence(bad)
+    }
 }
 
 impl Store {

@@ -21,7 +21,7 @@ pub struct Timestamp(i64);
 
 /// The text is not an RFC 3339 instant between the years 0 and 9999.
 #[derive(Debug, thiserror::Error)]
-#[error("{text:?} is not an instant; write it like 2026-01-01T00:00:00Z")]
+#[error("{text:?} is not an instant before 9999-12-30T22:00:00Z; write it like 2026-01-01T00:00:00Z")]
 pub struct InvalidTimestamp {
     text: String,
 }

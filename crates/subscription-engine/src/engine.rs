@@ -508,8 +508,23 @@ impl Engine {
         let store = self.store().without_upcasters();
         match store.read(&store::Filter::all(), subscription.read_from(), 1).await {
             Ok(page) => Ok(page.events.first().map(|event| event.recorded_at)),
-            // Whoever wants it will say so; that it is there must not hide how everybody else stands.
-            Err(ReadError::BadRow { .. }) => Ok(None),
+            // Whoever wants it will say so; that it is there must not hide how everybody else stands, nor for how long.
+            Err(ReadError::BadRow { position, .. }) => self.recorded_about(position).await,
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// When an event that cannot be read was recorded: what its row says, or at the latest what the next one says.
+    async fn recorded_about(&self, position: Position) -> Result<Option<Timestamp>, EngineError> {
+        let store = self.store().without_upcasters();
+        if let Some(at) = store.raw_event(position).await?.and_then(|row| row.recorded_at) {
+            return Ok(Some(at));
+        }
+        match store.read(&store::Filter::all(), position, 1).await {
+            Ok(page) => Ok(page.events.first().map(|event| event.recorded_at)),
+            Err(ReadError::BadRow { position, .. }) => {
+                Ok(store.raw_event(position).await?.and_then(|row| row.recorded_at))
+            }
             Err(error) => Err(error.into()),
         }
     }

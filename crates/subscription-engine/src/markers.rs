@@ -86,8 +86,7 @@ pub(crate) async fn mark(
                        AND NOT EXISTS (SELECT 1 FROM herald_timers WHERE number = marker.timer_number))";
     let ours = this_process().to_string();
     let runner = format!("{ours} {}", in_this_system("self").unwrap_or_default());
-    let values =
-        (seen.id.as_str(), position, events, timer, runner, seen.changed_at, ours, seen.read_from());
+    let values = (seen.id.as_str(), position, events, timer, runner, seen.changed_at, ours, seen.read_from());
     Ok(database.execute(sql, values).await? == 1)
 }
 

@@ -107,6 +107,8 @@ impl fmt::Display for Stall {
                 write!(f, "it failed and is tried again at {at}: {message}")
             }
             Self::Failed { message, next_retry: None } => write!(f, "it failed and gave up: {message}"),
+            // Where no reason was given, that stands in its place.
+            Self::Paused { why, who } if *why == format!("paused by {who}") => f.write_str(why),
             Self::Paused { why, who } => write!(f, "paused by {who}: {why}"),
             Self::Detached => f.write_str("detached, no program knows its subscriber"),
             Self::InTheWay { why, since } => write!(f, "{why} (for {})", seconds(since)),

@@ -1,13 +1,16 @@
 //! `herald check`: one answer for monitoring, derived from progress. Writes nothing.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use store::Timestamp;
-use subscription_engine::{Criteria, Overview, Stall, Standing, State};
+use subscription_engine::{Criteria, Overview};
 
 use crate::app::App;
+use crate::cli::findings::{self, Finding, Severity};
+use crate::cli::next::next;
 use crate::cli::{Global, parse_duration};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
@@ -45,20 +48,6 @@ pub(crate) struct Arguments {
     format: Format,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Severity {
-    Warning,
-    Problem,
-}
-
-#[derive(Debug, Serialize)]
-struct Finding {
-    severity: Severity,
-    subscription: Option<String>,
-    what: String,
-}
-
 /// What was found, and the figures that people watch.
 #[derive(Debug, Serialize)]
 struct Checked {
@@ -66,7 +55,8 @@ struct Checked {
     subscriptions: usize,
     findings: Vec<Finding>,
     worst_lag: String,
-    worst_lag_seconds: u64,
+    /// None where something waits and nobody can tell since when.
+    worst_lag_seconds: Option<u64>,
     dead_letters: String,
     workers: usize,
 }
@@ -77,16 +67,18 @@ pub(super) async fn run(
     arguments: &Arguments,
 ) -> Result<u8, Exit> {
     let format = if global.output.is_json() { Format::Json } else { arguments.format };
+    if global.output.is_json() && arguments.format == Format::Nagios {
+        return Ok(unknown(
+            "--format nagios and --output json cannot be had together; leave one of them out",
+        ));
+    }
     let checked = match config {
         Ok(config) => look(&config, arguments).await,
         Err(exit) => Err(exit),
     };
     match (checked, format) {
         (Ok(checked), Format::Nagios) => Ok(nagios(&checked)),
-        (Err(exit), Format::Nagios) => {
-            line(&format!("HERALD UNKNOWN - {exit}"));
-            Ok(3)
-        }
+        (Err(exit), Format::Nagios) => Ok(unknown(&exit.to_string())),
         (Err(exit), Format::Json) => Ok(exit.report(true)),
         (Err(exit), Format::Text) => Err(exit),
         (Ok(checked), Format::Json) => {
@@ -102,9 +94,9 @@ async fn look(config: &Config, arguments: &Arguments) -> Result<Checked, Exit> {
     let overviews = app.engine.status(&Criteria::all()).await?;
     let now = app.store.clock().now().await?;
     let workers = app.engine.live_workers().await?.len();
+    let mut findings = findings::of_store(&app.store);
     app.store.close().await;
-    let mut findings: Vec<Finding> =
-        overviews.iter().flat_map(|overview| findings(overview, now, arguments)).collect();
+    findings.extend(overviews.iter().flat_map(|overview| found(overview, now, arguments)));
     let letters: u64 = overviews.iter().map(|overview| overview.subscription.letters.open).sum();
     let of_letters = match arguments.max_dead_letters {
         Some(max) if letters > max => {
@@ -115,7 +107,12 @@ async fn look(config: &Config, arguments: &Arguments) -> Result<Checked, Exit> {
         }
         _ => None,
     };
-    findings.extend(of_letters.map(|(severity, what)| Finding { severity, subscription: None, what }));
+    findings.extend(of_letters.map(|(severity, what)| Finding {
+        severity,
+        subscription: None,
+        what,
+        next: next("herald dlq list"),
+    }));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     let verdict = match findings.first().map(|finding| finding.severity) {
         None => "ok",
@@ -127,11 +124,7 @@ async fn look(config: &Config, arguments: &Arguments) -> Result<Checked, Exit> {
         subscriptions: overviews.len(),
         findings,
         worst_lag: overviews.iter().map(|overview| overview.lag).max().unwrap_or(0).to_string(),
-        worst_lag_seconds: overviews
-            .iter()
-            .filter_map(|one| waits(one, now))
-            .max()
-            .map_or(0, |waits| waits.as_secs()),
+        worst_lag_seconds: worst_wait(&overviews, now),
         dead_letters: letters.to_string(),
         workers,
     })
@@ -142,33 +135,32 @@ fn waits(overview: &Overview, now: Timestamp) -> Option<Duration> {
     overview.waiting_since.map(|since| now.since(since))
 }
 
-/// What is wrong with one subscription.
-fn findings(overview: &Overview, now: Timestamp, arguments: &Arguments) -> Vec<Finding> {
-    let subscription = &overview.subscription;
-    let mut found = Vec::new();
+/// How long the event has waited that has waited longest.
+fn worst_wait(overviews: &[Overview], now: Timestamp) -> Option<u64> {
+    let longest = overviews.iter().filter_map(|one| waits(one, now)).max();
+    match longest {
+        Some(longest) => Some(longest.as_secs()),
+        None if overviews.iter().any(|one| one.lag > 0) => None,
+        None => Some(0),
+    }
+}
+
+/// What is wrong with one subscription: how it gets on, and which limits it is beyond.
+fn found(overview: &Overview, now: Timestamp, arguments: &Arguments) -> Vec<Finding> {
+    let id = &overview.subscription.id;
+    let mut found: Vec<Finding> = findings::of_subscription(overview, now).into_iter().collect();
+    let held = [
+        (overview.timers.held, "timer", format!("herald sub timers {id}")),
+        (overview.effects.held, "effect", format!("herald effects list --state held --subscription {id}")),
+    ];
+    for (count, what, command) in held.into_iter().filter(|held| held.0 > 0) {
+        let (subscription, what) = (Some(id.clone()), format!("{count} {what}(s) are held"));
+        found.push(Finding { severity: Severity::Warning, subscription, what, next: next(command) });
+    }
     let mut add = |severity, what: String| {
-        found.push(Finding { severity, subscription: Some(subscription.id.clone()), what });
+        let next = next(format!("herald sub show {id}"));
+        found.push(Finding { severity, subscription: Some(id.clone()), what, next });
     };
-    match &overview.standing {
-        Standing::Idle | Standing::Lagging => {}
-        Standing::Stalled(Stall::Paused { .. }) => add(Severity::Warning, overview.standing.to_string()),
-        standing => add(Severity::Problem, standing.to_string()),
-    }
-    if let (Standing::Idle, State::Paused { .. } | State::Detached { .. }) =
-        (&overview.standing, &subscription.state)
-    {
-        add(Severity::Warning, format!("is {}", subscription.state.status()));
-    }
-    let held =
-        [(overview.timers.held, "timer", "sub timers"), (overview.effects.held, "effect", "effects list")];
-    for (count, what, command) in held {
-        if count > 0 {
-            let id = &subscription.id;
-            let of_it =
-                if what == "timer" { format!(" {id}") } else { format!(" --state held --subscription {id}") };
-            add(Severity::Warning, format!("{count} {what}(s) are held: see `herald {command}{of_it}`"));
-        }
-    }
     if let (Some(max), Some(waits)) = (arguments.max_lag, waits(overview, now))
         && waits > max
     {
@@ -191,19 +183,11 @@ fn problems(checked: &Checked) -> usize {
     checked.findings.iter().filter(|finding| finding.severity == Severity::Problem).count()
 }
 
-impl Finding {
-    fn sentence(&self) -> String {
-        match &self.subscription {
-            Some(id) => format!("{id}: {}", self.what),
-            None => self.what.clone(),
-        }
-    }
-}
-
 fn text(checked: &Checked) -> Result<u8, Exit> {
     for finding in &checked.findings {
         let word = if finding.severity == Severity::Problem { "PROBLEM" } else { "warning" };
         line(&format!("{word:<8} {}", finding.sentence()));
+        line(&format!("{:<8} → {}", "", finding.next));
     }
     match problems(checked) {
         0 => {
@@ -231,15 +215,34 @@ fn nagios(checked: &Checked) -> u8 {
         [] => format!("{} subscription(s)", checked.subscriptions),
         findings => findings.iter().map(Finding::sentence).collect::<Vec<_>>().join("; "),
     };
-    // What stands behind the bar is for machines.
+    // What stands behind the bar is for machines: U is a figure that cannot be told.
+    let seconds = checked.worst_lag_seconds.map_or_else(|| "U".to_owned(), |seconds| format!("{seconds}s"));
     let figures = format!(
-        "lag={} lag_seconds={}s dead_letters={} workers={} problems={}",
+        "lag={} lag_seconds={} dead_letters={} workers={} problems={}",
         checked.worst_lag,
-        checked.worst_lag_seconds,
+        seconds,
         checked.dead_letters,
         checked.workers,
         problems(checked)
     );
-    line(&format!("HERALD {word} - {} | {figures}", what.replace('|', "/")));
+    line(&format!("HERALD {word} - {} | {figures}", plugin_text(&what)));
     code
+}
+
+/// The answer of a plugin that could not look; answers with its exit code.
+pub(crate) fn unknown(why: &str) -> u8 {
+    line(&format!("HERALD UNKNOWN - {}", plugin_text(why.trim_start_matches("error: "))));
+    3
+}
+
+/// Whether words that were not understood as a whole ask for the answer of a plugin: its exit codes are others.
+pub(crate) fn wants_plugin(words: &[OsString]) -> bool {
+    let words: Vec<&str> = words.iter().filter_map(|word| word.to_str()).collect();
+    let asks = words.windows(2).any(|pair| pair == ["--format", "nagios"]);
+    words.contains(&"check") && (asks || words.contains(&"--format=nagios"))
+}
+
+/// Text that a monitoring server takes for one line, and for no figures.
+fn plugin_text(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "/")
 }

@@ -41,13 +41,28 @@ pub(crate) struct Patience {
     timeout: Duration,
 }
 
+/// Room for what is due later than the time that a clock is set to.
+const LATEST: &str = "9000-01-01T00:00:00Z";
+
+fn within_range(time: Timestamp) -> Result<(), Exit> {
+    let latest: Timestamp = LATEST.parse()?;
+    if time <= latest {
+        return Ok(());
+    }
+    Err(Exit::new(Code::Usage, format!("a clock can be set to {LATEST} at the latest")))
+}
+
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
+    if let Command::Set { time, .. } = &command {
+        within_range(*time)?;
+    }
     let app = App::open(config).await?;
     let now = app.store.clock().now().await?;
     let (target, patience) = match command {
         Command::Set { time, patience } => (time, patience.timeout),
         Command::Advance { by, patience } => (now.plus(by), patience.timeout),
     };
+    within_range(target)?;
     match app.engine.set_clock(target, patience).await {
         Ok(()) => {}
         Err(error @ ClockAdvanceError::TimedOut { .. }) => {

@@ -4,11 +4,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use store::{BadSequence, Database, PlaceError, Schema, Store, StoreError, Verify};
-use subscription_engine::{Criteria, Overview, Standing, State, WORKER_SILENCE};
+use store::{Database, Schema, Store, StoreError, Verify};
+use subscription_engine::{Criteria, Overview, State, WORKER_SILENCE};
 
 use crate::app::{App, connect_to_look};
 use crate::cli::Global;
+use crate::cli::findings::{self, Severity};
 use crate::cli::store::verify;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
@@ -25,6 +26,8 @@ const SKEW: Duration = Duration::from_secs(1);
 const LITTLE_SPACE: u64 = 1024 * 1024 * 1024;
 /// … and with less than this an append may fail at any time.
 const NO_SPACE: u64 = 64 * 1024 * 1024;
+/// Whoever writes to an SQLite file is done within a moment; longer than this it is worth a word.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
 /// So many findings of one kind are shown.
 const SHOWN: usize = 20;
 
@@ -119,6 +122,7 @@ async fn look(config: &Config, checked: &mut Vec<Checked>) -> Result<(), Exit> {
     if schema == Schema::Current {
         checked.extend(places(&store));
         checked.extend(disk(&store).await);
+        checked.extend(lock(&store).await);
         checked.push(clock(&store).await?);
         let app = App::of(config, Ok(store.clone())).await?;
         checked.push(head(&app).await?);
@@ -145,16 +149,9 @@ fn places(store: &Store) -> Vec<Checked> {
     let mut checked: Vec<Checked> = store
         .refusals()
         .iter()
-        .map(|refusal| match refusal {
-            StoreError::Place(PlaceError::Copied { .. }) => {
-                let next = "use the original; herald store adopt only if that does not run any more";
-                problem("place", refusal.to_string(), next)
-            }
-            StoreError::Place(_) => problem("place", refusal.to_string(), "herald store adopt"),
-            StoreError::BadSequence(BadSequence::Behind { .. }) => {
-                problem("sequence", refusal.to_string(), "herald store verify --fix")
-            }
-            _ => problem("sequence", refusal.to_string(), "do what it says, then herald doctor"),
+        .map(|refusal| {
+            let check = if matches!(refusal, StoreError::Place(_)) { "place" } else { "sequence" };
+            problem(check, refusal.to_string(), findings::way_out(refusal).to_string())
         })
         .collect();
     if !store.refusals().iter().any(|refusal| matches!(refusal, StoreError::Place(_))) {
@@ -195,6 +192,27 @@ async fn disk(store: &Store) -> Option<Checked> {
         Ok(Err(error)) => warning("disk", format!("could not be looked at: {error}"), "df"),
         Err(error) => warning("disk", format!("could not be looked at: {error}"), "df"),
     })
+}
+
+/// Whether somebody holds on to the write lock of an SQLite file: it is asked for, and let go at once.
+async fn lock(store: &Store) -> Option<Checked> {
+    let Database::Sqlite { file, .. } = store.database() else { return None };
+    match tokio::time::timeout(LOCK_LIMIT, store.begin()).await {
+        Ok(Ok(tx)) => {
+            tx.rollback().await;
+            Some(fine("lock", "the file can be written to"))
+        }
+        // No right to write, say: who writes is told.
+        Ok(Err(error)) => {
+            let why = store::messages(&error).join(": ");
+            Some(warning("lock", format!("the file cannot be written to: {why}"), "who may write to it?"))
+        }
+        Err(_) => {
+            let what = format!("another program has kept the file locked for {} ms", LOCK_LIMIT.as_millis());
+            let file = file.display();
+            Some(warning("lock", what, &format!("fuser -v {file}; or lsof {file}")))
+        }
+    }
 }
 
 fn bytes(count: u64) -> String {
@@ -258,34 +276,18 @@ async fn subscriptions(app: &App) -> Result<Vec<Checked>, Exit> {
     let overviews = app.engine.status(&Criteria::all()).await?;
     let workers = app.engine.live_workers().await?;
     let mut checked: Vec<Checked> = Vec::new();
+    let now = app.store.clock().now().await?;
     let state = |overview: &Overview| {
-        let subscription = &overview.subscription;
-        let id = &subscription.id;
-        match &subscription.state {
-            State::Error { failure, .. } => Some(problem(
-                "subscription",
-                format!("{id} is in error: {}", failure.message()),
-                format!("herald sub show {id}"),
-            )),
-            State::Detached { .. } => Some(warning(
-                "subscription",
-                format!("{id} is detached: no program knows it"),
-                "herald sub reactivate or remove",
-            )),
-            State::New => Some(warning("subscription", format!("{id} is not set up"), "herald worker")),
-            State::Active | State::Booting if overview.lag > 0 && !overview.has_worker => Some(warning(
-                "subscription",
-                format!("{id} is {} position(s) behind, and no worker runs it", overview.lag),
-                "herald worker",
-            )),
-            _ => match &overview.standing {
-                Standing::Stalled(stall) => {
-                    let what = format!("{id} is {} position(s) behind and stalled: {stall}", overview.lag);
-                    Some(warning("subscription", what, &format!("herald sub show {id}")))
-                }
-                _ => None,
-            },
+        let finding = findings::of_subscription(overview, now)?;
+        // What is paused has a line of its own.
+        if let State::Paused { .. } = overview.subscription.state {
+            return None;
         }
+        let what = format!("{}, {} position(s) behind", finding.sentence(), overview.lag);
+        Some(match finding.severity {
+            Severity::Problem => problem("subscription", what, finding.next.to_string()),
+            Severity::Warning => warning("subscription", what, &finding.next.to_string()),
+        })
     };
     checked.extend(overviews.iter().filter_map(state));
     checked.extend(overviews.iter().flat_map(set_aside));

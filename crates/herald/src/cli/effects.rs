@@ -6,11 +6,11 @@ mod steer;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use store::Timestamp;
-use subscription_engine::{EffectFilter, EffectRecord, EffectState, EffectStatus};
+use subscription_engine::{Criteria, EffectFilter, EffectRecord, EffectState, EffectStatus};
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::cli::Global;
+use crate::cli::{Global, known};
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::output::{list, moment, note};
@@ -26,6 +26,7 @@ pub(crate) enum Command {
     #[command(after_help = "Example:\n  herald effects show 8f3b…")]
     Show {
         /// Its id
+        #[arg(value_parser = parse_id)]
         id: Uuid,
     },
     /// Have effects tried at once that failed, or wait to be tried again
@@ -125,6 +126,10 @@ impl From<&EffectRecord> for Row {
     }
 }
 
+fn parse_id(text: &str) -> Result<Uuid, String> {
+    text.parse().map_err(|_| "an effect id is a UUID; see `herald effects list`".to_owned())
+}
+
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
     let only_looks = matches!(command, Command::List(_) | Command::Show { .. });
     let app = if only_looks { App::open_to_look(config).await? } else { App::open(config).await? };
@@ -142,7 +147,12 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
 
 async fn list_some(app: &App, global: &Global, arguments: List) -> Result<(), Exit> {
     let List { filter, before, limit } = arguments;
-    let records = app.engine.effects(&filter.into(), before, limit).await?;
+    let filter = EffectFilter::from(filter);
+    let records = app.engine.effects(&filter, before, limit).await?;
+    // One that was removed may have left effects behind; where there are none, its name may be a slip.
+    if let (true, Some(id)) = (records.is_empty(), &filter.subscription) {
+        known(app, Criteria::id(id)).await?;
+    }
     let rows: Vec<Row> = records.iter().map(Row::from).collect();
     let is_full = rows.len() == usize::try_from(limit).unwrap_or(usize::MAX);
     let next = rows.last().filter(|_| is_full).map(|row| row.number.clone());

@@ -3,6 +3,7 @@
 mod append;
 mod condition;
 mod list;
+mod raw;
 mod selection;
 mod stats;
 mod tail;
@@ -39,6 +40,9 @@ pub(crate) enum Command {
     Show {
         /// Its position or its id
         event: String,
+        /// Its row as it is stored, also where that cannot be read as an event, and what is wrong with it
+        #[arg(long)]
+        raw: bool,
     },
     /// Append events by hand
     #[command(
@@ -108,7 +112,11 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         }
         Command::List(arguments) => list::run(config, global, arguments).await?,
         Command::Tail(arguments) => return tail::run(config, global, arguments).await,
-        Command::Show { event } => {
+        Command::Show { event, raw: true } => {
+            let app = App::open_to_look(config).await?;
+            raw::show(&app, global, position_of(&app, &event).await?, &event).await?;
+        }
+        Command::Show { event, raw: false } => {
             let row = Row::from(find(&App::open_to_look(config).await?, &event).await?);
             if global.output.is_json() {
                 json("herald.events.show/1", &row)?;
@@ -120,19 +128,26 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
     Ok(0)
 }
 
-async fn find(app: &App, event: &str) -> Result<Event, Exit> {
+fn missing(event: &str) -> Exit {
+    Exit::new(Code::NotFound, format!("there is no event {event}"))
+}
+
+async fn position_of(app: &App, event: &str) -> Result<Position, Exit> {
     let position = match (event.parse::<i64>(), event.parse::<Uuid>()) {
         (Ok(position), _) => Some(Position(position)),
         (_, Ok(id)) => app.store.find(id).await?,
         _ => return Err(Exit::new(Code::Usage, format!("{event:?} is neither a position nor an event id"))),
     };
-    let missing = || Exit::new(Code::NotFound, format!("there is no event {event}"));
-    let position = position.filter(|position| position.0 > 0).ok_or_else(missing)?;
+    position.filter(|position| position.0 > 0).ok_or_else(|| missing(event))
+}
+
+async fn find(app: &App, event: &str) -> Result<Event, Exit> {
+    let position = position_of(app, event).await?;
     // What the log keeps is shown, whoever else does not read it any more.
     let store = app.store.clone().with_closed_streams();
     let events =
         store.read_backwards(&Filter::all(), Some(Position(position.0.saturating_add(1))), 1).await?;
-    events.events.into_iter().find(|event| event.position == position).ok_or_else(missing)
+    events.events.into_iter().find(|event| event.position == position).ok_or_else(|| missing(event))
 }
 
 fn show(row: &Row) {

@@ -107,6 +107,7 @@ async fn replay(config: &Config, global: &Global, name: &str) -> Result<(), Exit
     if !quiet {
         line(&format!("Replaying events for projection \"{}\" ...", projection.identifier));
     }
+    warn_of_replay(&app, &projection.id).await?;
     let reason = global.reason.as_deref().unwrap_or("replayed");
     let outcome = app.engine.replay(&projection.id, reason, progress_of(projection.name)).await?;
     app.store.close().await;
@@ -132,6 +133,29 @@ async fn replay(config: &Config, global: &Global, name: &str) -> Result<(), Exit
         outcome => Err(Exit::new(Code::Failed, outcome_text(&outcome))
             .with_hint(format!("see `herald sub show {}`", projection.id))),
     }
+}
+
+/// Lines of history that are looked through for decisions of operators.
+const HISTORY: i64 = 10_000;
+
+/// Says what readers see meanwhile, and which events somebody had decided not to handle.
+async fn warn_of_replay(app: &App, id: &str) -> Result<(), Exit> {
+    note("Until it is done, readers see a table that is empty or not complete.");
+    let history = app.engine.history(id, HISTORY).await?;
+    let decided: Vec<&str> = history
+        .iter()
+        .filter(|past| {
+            past.why.starts_with("skipped position ") || past.why.starts_with("discarded the dead letter")
+        })
+        .map(|past| past.why.as_str())
+        .collect();
+    if let Some(last) = decided.last() {
+        note(&format!(
+            "warning: it meets {} event(s) again that were skipped or discarded, the last: {last}",
+            decided.len()
+        ));
+    }
+    Ok(())
 }
 
 /// By short name, full name or subscription id. What takes actions cannot be replayed.

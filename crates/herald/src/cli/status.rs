@@ -9,6 +9,8 @@ use serde::Serialize;
 use subscription_engine::{Criteria, Overview, Standing, State};
 
 use crate::app::App;
+use crate::cli::findings::{self, Finding};
+use crate::cli::next::Next;
 use crate::cli::{Global, parse_duration};
 use crate::config::Config;
 use crate::exit::Exit;
@@ -27,8 +29,18 @@ pub(crate) struct Arguments {
     #[arg(long)]
     watch: bool,
     /// How often
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, default_value = "2s", requires = "watch")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_interval, default_value = "2s", requires = "watch")]
     every: Duration,
+}
+
+/// Nobody can read faster than this, and the database has other work.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        every if every < SHORTEST => Err(format!("write at least {}ms", SHORTEST.as_millis())),
+        every => Ok(every),
+    }
 }
 
 /// Everything at one moment.
@@ -38,6 +50,8 @@ struct Page {
     /// Events a second since the last look.
     append_rate: Option<f64>,
     workers: Vec<WorkerLine>,
+    /// What keeps the log from being worked on.
+    findings: Vec<Finding>,
     subscriptions: Vec<Line>,
     dead_letters: String,
     effects_pending: String,
@@ -65,6 +79,8 @@ struct Line {
     rate: Option<f64>,
     dead_letters: String,
     definition_changes: Vec<String>,
+    /// What to type about it, if there is anything.
+    next: Option<Next>,
 }
 
 /// Where everything stood at the last look.
@@ -77,7 +93,7 @@ struct Before {
 pub(super) async fn run(config: &Config, global: &Global, arguments: &Arguments) -> Result<u8, Exit> {
     let app = App::open_to_look(config).await?;
     let result = if arguments.watch {
-        watch(&app, global, arguments.every.max(Duration::from_millis(100))).await
+        watch(&app, global, arguments.every).await
     } else {
         let (page, _) = look(&app, None).await?;
         show(global, &page, false).map(|()| 0)
@@ -90,9 +106,17 @@ async fn watch(app: &App, global: &Global, every: Duration) -> Result<u8, Exit> 
     let mut signals = Signals::new(false)?;
     let mut before = None;
     loop {
-        let (page, now) = look(app, before.as_ref()).await?;
-        before = Some(now);
-        show(global, &page, true)?;
+        match look(app, before.as_ref()).await {
+            Ok((page, now)) => {
+                before = Some(now);
+                show(global, &page, true)?;
+            }
+            // A server that restarts is watched on; what a person must mend is the end.
+            Err(exit) if exit.may_heal() => {
+                exit.report(global.output.is_json());
+            }
+            Err(exit) => return Err(exit),
+        }
         if stdout_is_over() {
             return Ok(0);
         }
@@ -129,13 +153,14 @@ async fn look(app: &App, before: Option<&Before>) -> Result<(Page, Before), Exit
             id: subscription.id.clone(),
             status: subscription.state.status().word(),
             progress: overview.standing.word(),
-            stalled_because: super::sub::stalled_because(overview),
+            stalled_because: super::sub::stalled_because(overview, clock),
             position: subscription.position.map(|position| position.to_string()),
             lag: overview.lag.to_string(),
             lag_seconds: overview.waiting_since.map(|since| clock.since(since).as_secs()),
             rate: rate(stood, subscription.read_from().0),
             dead_letters: subscription.letters.open.to_string(),
             definition_changes: overview.changes.clone(),
+            next: findings::of_subscription(overview, clock).map(|finding| finding.next),
         }
     };
     let sum = |of: fn(&Overview) -> i64| overviews.iter().map(of).sum::<i64>().to_string();
@@ -151,6 +176,7 @@ async fn look(app: &App, before: Option<&Before>) -> Result<(Page, Before), Exit
                 subscriptions: overviews.iter().filter(|one| worker.moves(&one.subscription)).count(),
             })
             .collect(),
+        findings: findings::of_store(&app.store),
         dead_letters: overviews.iter().map(|one| one.subscription.letters.open).sum::<u64>().to_string(),
         effects_pending: sum(|one| one.effects.pending),
         effects_held: sum(|one| one.effects.held),
@@ -188,6 +214,10 @@ fn show(global: &Global, page: &Page, again: bool) -> Result<(), Exit> {
     }
     let rate = page.append_rate.map_or_else(String::new, |rate| format!(", {rate} a second"));
     line(&format!("log            head {}{rate}", page.head));
+    for finding in &page.findings {
+        line(&format!("PROBLEM        {}", finding.sentence()));
+        line(&format!("               → {}", finding.next));
+    }
     match page.workers.as_slice() {
         [] => line("workers        none runs: start one with `herald worker`"),
         workers => {
@@ -217,6 +247,10 @@ fn show(global: &Global, page: &Page, again: bool) -> Result<(), Exit> {
     }
     for one in page.subscriptions.iter().take(SHOWN) {
         line(&of_subscription(one));
+        // One line for those that only want a worker: it stands above.
+        if let Some(next) = one.next.as_ref().filter(|_| one.progress == "stalled") {
+            line(&format!("  → {next}"));
+        }
     }
     if let Some(more) = page.subscriptions.len().checked_sub(SHOWN).filter(|more| *more > 0) {
         line(&format!("and {more} more: see `herald sub list`"));

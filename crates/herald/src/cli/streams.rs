@@ -1,8 +1,10 @@
 //! `herald streams`: which streams and categories there are, what a stream holds, and what is noted about it.
 
+use std::collections::VecDeque;
+
 use ::store::{
-    Json, ListedStream, StreamList, StreamMetadata, StreamMetadataError, StreamName, SummaryError, Timestamp,
-    messages,
+    Filter, Json, ListedStream, Position, ReadError, StreamList, StreamMetadata, StreamMetadataError,
+    StreamName, StreamSummary, SummaryError, Timestamp, messages,
 };
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -151,15 +153,22 @@ fn no_such_stream(stream: &StreamName) -> Exit {
 }
 
 async fn show(app: &App, global: &Global, stream: &StreamName, last: usize) -> Result<(), Exit> {
-    let summary = app.store.stream_summary(stream, last).await.map_err(|error| match error {
-        SummaryError::UnknownSpecialStream(error) => Exit::new(Code::Usage, error.to_string()),
-        SummaryError::Read(error) => error.into(),
-    })?;
+    let summary = match app.store.stream_summary(stream, last).await {
+        Err(SummaryError::UnknownSpecialStream(error)) => {
+            return Err(Exit::new(Code::Usage, error.to_string()));
+        }
+        Err(SummaryError::Read(error @ ReadError::BadRow { .. })) => {
+            return show_readable(app, global, stream, last, error).await;
+        }
+        Err(SummaryError::Read(error)) => return Err(error.into()),
+        Ok(summary) => summary,
+    };
     let Some(summary) = summary else { return Err(no_such_stream(stream)) };
     let metadata = match stream.is_reserved() {
         true => None,
         false => app.store.stream_metadata(stream).await?,
     };
+    let broken = broken_before(app, stream, &summary, last).await?;
     let version = summary.version.map(|version| version.to_string());
     let events = summary.events.to_string();
     let first = Row::from(summary.first);
@@ -168,7 +177,8 @@ async fn show(app: &App, global: &Global, stream: &StreamName, last: usize) -> R
         metadata.map(|metadata| (metadata.document, metadata.changed_at)).unzip();
     let schema = "herald.streams.show/1";
     if global.output.is_json() {
-        return json(schema, &Shown { stream, events, version, first, last, metadata, metadata_changed_at });
+        json(schema, &Shown { stream, events, version, first, last, metadata, metadata_changed_at })?;
+        return broken.map_or(Ok(()), Err);
     }
     let none = || "-".to_owned();
     let of = |row: &Row| format!("{}  at position {}", row.recorded_at, row.position);
@@ -187,7 +197,57 @@ async fn show(app: &App, global: &Global, stream: &StreamName, last: usize) -> R
         line("");
         list(global.output, global.no_header, schema, &Row::COLUMNS, &last, None, Row::columns)?;
     }
-    Ok(())
+    broken.map_or(Ok(()), Err)
+}
+
+/// Why fewer of the last events can be shown than were asked for, if that is because one cannot be read.
+async fn broken_before(
+    app: &App,
+    stream: &StreamName,
+    summary: &StreamSummary,
+    wanted: usize,
+) -> Result<Option<Exit>, Exit> {
+    let shown = summary.last.len();
+    let is_short = shown < wanted && u64::try_from(shown).is_ok_and(|shown| shown < summary.events);
+    let Some(oldest) = summary.last.last().filter(|_| is_short) else { return Ok(None) };
+    let filter = Filter::of(stream).map_err(|error| Exit::new(Code::Usage, error.to_string()))?;
+    match app.store.without_upcasters().read_backwards(&filter, Some(oldest.position), 1).await {
+        Err(error @ ReadError::BadRow { .. }) => Ok(Some(error.into())),
+        Err(error) => Err(error.into()),
+        Ok(_) => Ok(None),
+    }
+}
+
+/// Where an event of it cannot be read: the last ones before the first such event, and then why there are no more.
+async fn show_readable(
+    app: &App,
+    global: &Global,
+    stream: &StreamName,
+    last: usize,
+    broken: ReadError,
+) -> Result<(), Exit> {
+    let filter = Filter::of(stream).map_err(|error| Exit::new(Code::Usage, error.to_string()))?;
+    let (mut after, mut rows, mut broken) = (Position::START, VecDeque::new(), broken);
+    loop {
+        let page = match app.store.read(&filter, after, 1_000).await {
+            Ok(page) => page,
+            Err(error) => {
+                broken = error;
+                break;
+            }
+        };
+        after = page.scanned_to;
+        rows.extend(page.events.into_iter().map(Row::from));
+        rows.drain(..rows.len().saturating_sub(last));
+        if page.is_end {
+            break;
+        }
+    }
+    let mut rows = Vec::from(rows);
+    rows.reverse();
+    let schema = "herald.streams.show_readable/1";
+    list(global.output, global.no_header, schema, &Row::COLUMNS, &rows, None, Row::columns)?;
+    Err(broken.into())
 }
 
 async fn metadata(app: &App, global: &Global, stream: &StreamName) -> Result<(), Exit> {

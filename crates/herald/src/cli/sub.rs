@@ -1,6 +1,7 @@
 //! `herald sub`: seeing and steering subscriptions.
 
 mod history;
+mod next;
 mod refresh;
 mod remove;
 mod rewind;
@@ -11,9 +12,10 @@ mod wait;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use store::{Position, Timestamp};
-use subscription_engine::{Criteria, Outcome, Overview, Report, Standing, State, Status};
+use subscription_engine::{Criteria, Outcome, Overview, Report, Stall, Standing, State, Status};
 
 use crate::app::App;
+use crate::cli::findings::{stall_text, standing_text};
 use crate::cli::projection::progress_of;
 use crate::cli::{Global, code_of};
 use crate::config::Config;
@@ -155,12 +157,16 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
             App::open_to_look(config).await?
         }
         Command::Timers(ref timers) if timers.only_looks() => App::open_to_look(config).await?,
+        Command::Pause(_) => App::open_to_stop(config).await?,
         _ => App::open(config).await?,
     };
     let engine = &app.engine;
     let reason = |verb: &str| global.reason.clone().unwrap_or_else(|| format!("{verb} by {}", config.who));
     let result = match command {
-        Command::List(selection) => list_all(&app, global, &selection.criteria()).await,
+        Command::List(selection) => {
+            let criteria = known(&app, selection.criteria()).await?;
+            list_all(&app, global, &criteria).await
+        }
         Command::Show { id } => show::run(&app, global, &id).await,
         Command::History(arguments) => history::run(&app, global, &arguments).await,
         Command::Wait(arguments) => wait::run(&app, global, &arguments).await,
@@ -202,6 +208,7 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
         }
         Command::Teardown(which) => {
             let criteria = known(&app, which.criteria()).await?;
+            only_detached(&app, &criteria).await?;
             remove::confirm_removal(&app, global, &criteria, false).await?;
             let report = engine.tear_down_detached(&criteria, &reason("torn down")).await?;
             told(global, "teardown", &report, "nothing is detached")
@@ -293,7 +300,7 @@ impl Row {
             group: subscription.group.clone(),
             status: subscription.state.status(),
             progress: overview.standing.word(),
-            stalled_because: stalled_because(overview),
+            stalled_because: stalled_because(overview, now),
             run_mode: subscription.run_mode.word(),
             position: subscription.position.map(|position| position.to_string()),
             lag: overview.lag.to_string(),
@@ -347,15 +354,15 @@ fn what_its_state_says(overview: &Overview, now: Timestamp) -> String {
         State::New => "not set up yet".to_owned(),
         _ => match &overview.standing {
             Standing::Idle | Standing::Lagging => String::new(),
-            standing => standing.to_string(),
+            standing => standing_text(standing, now),
         },
     }
 }
 
 /// Why it does not move though it should.
-pub(super) fn stalled_because(overview: &Overview) -> Option<String> {
+pub(super) fn stalled_because(overview: &Overview, now: Timestamp) -> Option<String> {
     match &overview.standing {
-        Standing::Stalled(stall) => Some(stall.to_string()),
+        Standing::Stalled(stall) => Some(stall_text(stall, now)),
         _ => None,
     }
 }
@@ -363,7 +370,16 @@ pub(super) fn stalled_because(overview: &Overview) -> Option<String> {
 async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(), Exit> {
     let overviews = app.engine.status(criteria).await?;
     let now = app.store.clock().now().await?;
-    let rows: Vec<Row> = overviews.iter().map(|overview| Row::new(overview, now)).collect();
+    let mut rows: Vec<Row> = overviews.iter().map(|overview| Row::new(overview, now)).collect();
+    for (row, overview) in rows.iter_mut().zip(&overviews) {
+        // Why it is paused is told too where nothing waits for it.
+        if let (State::Paused { .. }, Standing::Idle) = (&overview.subscription.state, &overview.standing)
+            && let Some(past) = app.engine.history(&row.id, 1).await?.pop()
+        {
+            let paused = Stall::Paused { why: past.why, who: past.who }.to_string();
+            row.note = if row.note.is_empty() { paused } else { format!("{paused}; {}", row.note) };
+        }
+    }
     let header = ["ID", "GROUP", "STATUS", "PROGRESS", "POSITION", "LAG", "DEAD", "NOTE"];
     list(global.output, global.no_header, "herald.sub.list/1", &header, &rows, None, |row| {
         vec![
@@ -412,11 +428,12 @@ fn told(global: &Global, verb: &str, report: &Report, if_none: &str) -> Result<(
             note(if_none);
         }
     }
-    let undone: Vec<&str> = told.iter().filter(|told| !told.done).map(|told| told.id).collect();
     match report.iter().find_map(|(_, outcome)| code_of(outcome)) {
         None => Ok(()),
-        Some(code) => Err(Exit::new(code, format!("not done for {}", undone.join(", ")))
-            .with_hint(format!("see `herald sub show {}`", undone.first().unwrap_or(&"ID")))),
+        Some(code) => {
+            let undone = told.into_iter().filter(|told| !told.done);
+            Err(Exit::not_done(code, undone.map(|told| (told.id.to_owned(), told.outcome))))
+        }
     }
 }
 
@@ -454,6 +471,28 @@ pub(crate) fn outcome_text(outcome: &Outcome) -> String {
                 format!(" at position {} ({})", event.position, event.event_type)
             });
             format!("failed{at}: {}", failure.chain.join(": "))
+        }
+    }
+}
+
+/// Only what is detached is torn down: of anything else that was named, nobody needs to be asked.
+async fn only_detached(app: &App, criteria: &Criteria) -> Result<(), Exit> {
+    let Some(ids) = &criteria.ids else { return Ok(()) };
+    let overviews = app.engine.status(criteria).await?;
+    let subscriptions = overviews.iter().map(|overview| &overview.subscription);
+    let others = subscriptions.filter(|subscription| subscription.state.status() != Status::Detached);
+    let refused: Vec<(String, String)> = others
+        .filter(|subscription| ids.contains(&subscription.id))
+        .map(|subscription| {
+            let why = format!("its status is {}, not detached", subscription.state.status());
+            (subscription.id.clone(), why)
+        })
+        .collect();
+    match refused.first() {
+        None => Ok(()),
+        Some((first, _)) => {
+            let hint = format!("`herald sub remove {first}` removes one in any state");
+            Err(Exit::not_done(Code::Conflict, refused.clone()).with_hint(hint))
         }
     }
 }

@@ -1,6 +1,8 @@
 //! `herald user`: what people do with notifications.
 
-use ::store::{Fault, Timestamp};
+mod fresh;
+
+use ::store::{Fault, ReadError, Timestamp};
 use aggregate::{Aggregate, ExecuteError, Provenance};
 use clap::Subcommand;
 use notification_subscribers::{
@@ -105,6 +107,17 @@ async fn execute(
         }
         Err(ExecuteError::Refused(refusal)) => Err(Exit::new(Code::Usage, refusal.to_string())),
         Err(error @ ExecuteError::Contended { .. }) => Err(Exit::new(Code::Busy, error.to_string())),
+        Err(error @ ExecuteError::Misrecorded { .. }) => {
+            Err(Exit::new(Code::Configuration, error.to_string()).with_hint(
+                "`herald store verify --fix` puts the table of streams right; no event is touched",
+            ))
+        }
+        Err(ExecuteError::Read(error @ ReadError::BadRow { .. })) => {
+            let exit = Exit::from(error);
+            let hint = exit.hint().unwrap_or_default().to_owned();
+            Err(exit
+                .with_hint(format!("until {user} can be read again, nothing can be decided for it: {hint}")))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -174,5 +187,5 @@ async fn inbox(config: &Config, global: &Global, user: &str, skip: i64) -> Resul
     if let (Some(next), false) = (next, global.output.is_json()) {
         note(&format!("There are more: add --skip {next}."));
     }
-    Ok(())
+    fresh::warn(&app, &user_id).await
 }

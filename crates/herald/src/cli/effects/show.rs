@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Row;
 use crate::app::App;
 use crate::cli::Global;
+use crate::cli::next::{self, Next};
 use crate::exit::{Code, Exit};
 use crate::output::{json, line, moment};
 
@@ -22,7 +23,7 @@ struct Shown<'a> {
     correlation_id: Option<&'a str>,
     explanation: Option<String>,
     history: Vec<Past<'a>>,
-    next: Vec<String>,
+    next: Vec<Next>,
 }
 
 #[derive(Serialize)]
@@ -63,7 +64,7 @@ pub(super) async fn run(app: &App, global: &Global, id: Uuid) -> Result<(), Exit
         field(if index == 0 { "history" } else { "" }, &text);
     }
     for (index, command) in next(&record).iter().enumerate() {
-        field(if index == 0 { "next" } else { "" }, command);
+        field(if index == 0 { "next" } else { "" }, &command.to_string());
     }
     field("body", &effect.body);
     Ok(())
@@ -142,22 +143,17 @@ fn explanation(app: &App, record: &EffectRecord, now: Timestamp) -> Option<Strin
 }
 
 /// What to type next.
-fn next(record: &EffectRecord) -> Vec<String> {
+fn next(record: &EffectRecord) -> Vec<Next> {
     let (id, subscription) = (record.effect.id, &record.effect.subscription_id);
+    let command = |verb: &str, when| next::next(format!("herald effects {verb} {id}")).when(when);
     match record.state.status() {
         EffectStatus::Pending => vec![
-            format!("herald sub show {subscription}        (it is sent while that is active)"),
-            format!("herald effects retry {id}        (to send it at once)"),
-            format!("herald effects hold {id}        (to keep it back)"),
+            next::next(format!("herald sub show {subscription}")).when("it is sent while that is active"),
+            command("retry", "to send it at once"),
+            command("hold", "to keep it back"),
         ],
-        EffectStatus::Held => vec![
-            format!("herald effects release {id}          # to send it"),
-            format!("herald effects discard {id}        (to give it up)"),
-        ],
-        EffectStatus::Failed => vec![
-            format!("herald effects retry {id}   # after a fix"),
-            format!("herald effects discard {id}        (to give it up)"),
-        ],
+        EffectStatus::Held => vec![command("release", "to send it"), command("discard", "to give it up")],
+        EffectStatus::Failed => vec![command("retry", "after a fix"), command("discard", "to give it up")],
         EffectStatus::Sending | EffectStatus::Done | EffectStatus::Unwanted | EffectStatus::Discarded => {
             Vec::new()
         }

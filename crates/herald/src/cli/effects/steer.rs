@@ -26,7 +26,7 @@ const PROGRESS: Duration = Duration::from_secs(10);
     .args(["ids", "state", "kind", "destination", "subscription", "all"])))]
 pub(crate) struct Which {
     /// These ids
-    #[arg(conflicts_with_all = ["state", "kind", "destination", "subscription", "all"])]
+    #[arg(value_parser = super::parse_id, conflicts_with_all = ["state", "kind", "destination", "subscription", "all"])]
     ids: Vec<Uuid>,
     #[command(flatten)]
     filter: Filter,
@@ -154,14 +154,11 @@ pub(super) async fn run(app: &App, global: &Global, verb: Verb, which: Which, wh
     if let Some(first) = told.iter().find(|told| told.done) {
         note(&verb.next(first.id));
     }
-    match (worst, told.iter().find(|told| !told.done)) {
-        (Some(code), Some(first)) => {
-            let undone = told.iter().filter(|told| !told.done).count();
-            Err(Exit::new(code, format!("not done for {undone} of {} effect(s)", told.len()))
-                .with_hint(format!("see `herald effects show {}`", first.id)))
-        }
-        _ => Ok(()),
-    }
+    let Some(code) = worst else { return Ok(()) };
+    let undone: Vec<Told> = told.into_iter().filter(|told| !told.done).collect();
+    let hint = undone.first().map(|first| format!("see `herald effects show {}`", first.id));
+    let exit = Exit::not_done(code, undone.into_iter().map(|told| (told.id.to_string(), told.outcome)));
+    Err(exit.with_hint(hint.unwrap_or_default()))
 }
 
 /// The ids of a selection, the oldest first.

@@ -1,6 +1,6 @@
 //! `herald events list`: a page of events, oldest or newest first.
 
-use ::store::{Direction, MAX_PAGE_BYTES, Position};
+use ::store::{Direction, MAX_PAGE_BYTES, Position, ReadError};
 use clap::Args;
 
 use super::Row;
@@ -31,7 +31,7 @@ pub(crate) struct List {
 
 pub(super) async fn run(config: &Config, global: &Global, arguments: List) -> Result<(), Exit> {
     let direction = if arguments.reverse { Direction::Backwards } else { Direction::Forwards };
-    let (rows, next) = select(config, arguments).await?;
+    let Selected { rows, next, broken } = select(config, arguments).await?;
     let next = next.map(|next| next.to_string());
     let schema = "herald.events.list/1";
     list(global.output, global.no_header, schema, &Row::COLUMNS, &rows, next.as_deref(), Row::columns)?;
@@ -40,13 +40,34 @@ pub(super) async fn run(config: &Config, global: &Global, arguments: List) -> Re
             Direction::Forwards => "--after",
             Direction::Backwards => "--before",
         };
-        note(&format!("There may be more: add {flag} {next}."));
+        if broken.is_none() {
+            note(&format!("There may be more: add {flag} {next}."));
+        }
     }
-    Ok(())
+    broken.map_or(Ok(()), Err)
 }
 
-/// The rows, and where the next page begins unless this was the last one.
-async fn select(config: &Config, arguments: List) -> Result<(Vec<Row>, Option<Position>), Exit> {
+/// A page, as far as it could be read.
+struct Selected {
+    rows: Vec<Row>,
+    /// Where the next page begins, unless this was the last one.
+    next: Option<Position>,
+    /// Why it ends before its end: the event behind the last row cannot be read.
+    broken: Option<Exit>,
+}
+
+impl Selected {
+    fn broken_at(position: Position, error: ReadError, rows: Vec<Row>, is_reverse: bool) -> Self {
+        let (flag, goes_on) = if is_reverse { ("--before", "before") } else { ("--after", "behind") };
+        let next = Position(if is_reverse { position.0 + 1 } else { position.0 - 1 });
+        let exit = Exit::from(error);
+        let hint = exit.hint().unwrap_or_default().to_owned();
+        let broken = exit.with_hint(format!("to go on {goes_on} it: add {flag} {position}; {hint}"));
+        Self { rows, next: Some(next), broken: Some(broken) }
+    }
+}
+
+async fn select(config: &Config, arguments: List) -> Result<Selected, Exit> {
     let stream = arguments.selection.one_stream();
     let filter = arguments.selection.filter()?;
     let app = App::open_to_look(config).await?;
@@ -61,18 +82,24 @@ async fn select(config: &Config, arguments: List) -> Result<(Vec<Row>, Option<Po
     // A page of the store may be short, even empty, although more follows.
     loop {
         let page = if arguments.reverse {
-            app.store.read_backwards(&filter, before, limit - rows.len()).await?
+            app.store.read_backwards(&filter, before, limit - rows.len()).await
         } else {
-            app.store.read(&filter, after, limit - rows.len()).await?
+            app.store.read(&filter, after, limit - rows.len()).await
+        };
+        let page = match page {
+            Err(error @ ReadError::BadRow { position, .. }) => {
+                return Ok(Selected::broken_at(position, error, rows, arguments.reverse));
+            }
+            page => page?,
         };
         (after, before) = (page.scanned_to, Some(page.scanned_to));
         bytes += page.events.iter().map(|event| event.payload.as_str().len()).sum::<usize>();
         rows.extend(page.events.into_iter().map(Row::from));
         if page.is_end {
-            return Ok((rows, None));
+            return Ok(Selected { rows, next: None, broken: None });
         }
         if rows.len() >= limit || bytes >= MAX_PAGE_BYTES {
-            return Ok((rows, Some(page.scanned_to)));
+            return Ok(Selected { rows, next: Some(page.scanned_to), broken: None });
         }
     }
 }

@@ -75,6 +75,7 @@ pub(super) async fn export(config: &Config, global: &Global, arguments: Export) 
         Err(error) => Err(of_export(error)),
         Ok(exported) => {
             note(&sentence(&exported));
+            warn_of_damage(&exported);
             Ok(())
         }
     }
@@ -86,7 +87,19 @@ fn sentence(exported: &Exported) -> String {
     format!("Exported {} event(s), up to position {}{resumed}.", exported.events, exported.head)
 }
 
+/// An export keeps what is stored, whatever it is; that a part of it can be read nowhere must be known now.
+fn warn_of_damage(exported: &Exported) {
+    if exported.not_json > 0 {
+        note(&format!(
+            "warning: {} event(s) hold something that is not JSON and will be refused by an import; see `herald store \
+             verify`",
+            exported.not_json
+        ));
+    }
+}
+
 fn told_exported(global: &Global, exported: &Exported, file: &str) -> Result<(), Exit> {
+    warn_of_damage(exported);
     if global.output.is_json() {
         let data = value!({
             "file": file,
@@ -94,6 +107,7 @@ fn told_exported(global: &Global, exported: &Exported, file: &str) -> Result<(),
             "streams": exported.streams.to_string(),
             "after": exported.after.to_string(),
             "head": exported.head.to_string(),
+            "not_json": exported.not_json.to_string(),
             "resumed_after": exported.resumed_after.map(|position| position.to_string()),
         });
         return json("herald.store.export/1", &data);
@@ -214,7 +228,12 @@ fn of_export(error: ExportError) -> Exit {
         ExportError::BeyondTheEnd { .. } => Code::Usage,
         ExportError::CannotResume(_) => Code::Conflict,
         ExportError::File(error) => code_of_file(error),
-        _ => return Exit::from(error),
+        _ => {
+            return match error {
+                ExportError::Read(error) => Exit::from(error),
+                error => Exit::from(error),
+            };
+        }
     };
     Exit::new(code, messages(&error).join(": "))
 }

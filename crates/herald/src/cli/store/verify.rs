@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use ::store::{Mended, Position, Store, StoreError, Told, Verified, Verify};
 use clap::Args;
 use serde::Serialize;
-use subscription_engine::{BadCheckpoint, Criteria, Engine};
+use subscription_engine::{BadCheckpoint, Criteria, Engine, Overview, State};
 
 use crate::app::App;
 use crate::cli::Global;
+use crate::cli::next::{Next, next};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::output::{duration, json, line, list, note};
@@ -22,6 +23,8 @@ pub(super) const HELP: &str = "Runs beside workers and appends, and reads only, 
 
 /// So many findings are shown; the others are counted.
 const SHOWN: usize = 1_000;
+/// So many commands are named.
+const SHOWN_NEXT: usize = 10;
 /// How often progress is shown where nobody watches, and where somebody does.
 const EVERY: Duration = Duration::from_secs(10);
 const EVERY_ON_A_TERMINAL: Duration = Duration::from_millis(200);
@@ -51,6 +54,25 @@ pub(crate) struct Row {
     mended: bool,
     /// Why it could not be mended, if that was tried.
     not_mended: Option<String>,
+    /// What to type about it.
+    next: Vec<Next>,
+}
+
+impl Row {
+    /// Adds what helps where an event cannot be read: above all to those who stand before it.
+    fn help(&mut self, overviews: &[Overview]) {
+        let Some(position) = self.position.as_ref().filter(|_| self.kind == "unreadable") else { return };
+        let subscriptions = overviews.iter().map(|overview| &overview.subscription);
+        let stuck = subscriptions.filter(|subscription| {
+            matches!(subscription.state, State::Error { .. })
+                && subscription.failing_position.is_some_and(|failing| failing.to_string() == *position)
+        });
+        self.next.extend(stuck.map(|subscription| {
+            next(format!("herald sub skip {} {position} --reason …", subscription.id))
+                .when("to go on without that event")
+        }));
+        self.next.push(next(format!("herald events show {position} --raw")).when("what is stored there"));
+    }
 }
 
 impl From<BadCheckpoint> for Row {
@@ -63,6 +85,7 @@ impl From<BadCheckpoint> for Row {
             mendable: false,
             mended: false,
             not_mended: None,
+            next: Vec::new(),
         }
     }
 }
@@ -80,6 +103,7 @@ impl From<::store::Found> for Row {
                 Mended::No { why } => Some(why),
                 Mended::Yes | Mended::NotTried => None,
             },
+            next: Vec::new(),
         }
     }
 }
@@ -139,6 +163,9 @@ pub(super) async fn run(config: &Config, global: &Global, arguments: Arguments) 
                 vec![row.kind.to_owned(), position, mended, row.what.clone()]
             })?;
         }
+        for next in rows.iter().flat_map(|row| &row.next).take(SHOWN_NEXT) {
+            note(&format!("next:  {next}"));
+        }
         if let Some(more) = sum.found.checked_sub(rows.len() as u64).filter(|more| *more > 0) {
             note(&format!("and {more} more"));
         }
@@ -175,6 +202,8 @@ pub(crate) async fn verify(
         sum.found += 1;
         keep(&mut rows, bad.into());
     }
+    let overviews = engine.status(&Criteria::all()).await?;
+    rows.iter_mut().for_each(|row| row.help(&overviews));
     Ok((sum, rows))
 }
 

@@ -1,11 +1,14 @@
 //! `herald sub show`: what an operator who was woken at night reads first.
 
 use serde::Serialize;
-use store::Timestamp;
+use store::{RawEvent, Timestamp};
 use subscription_engine::{Criteria, Failure, HistoryLine, Overview, RunMode, State, Status};
 
 use crate::app::App;
 use crate::cli::Global;
+use crate::cli::findings::standing_text;
+use crate::cli::next::Next;
+use crate::cli::sub::next::commands;
 use crate::cli::sub::stalled_because;
 use crate::exit::{Code, Exit};
 use crate::output::{duration, json, line, moment};
@@ -39,7 +42,7 @@ struct Shown<'a> {
     next_timer: Option<Timestamp>,
     definition_changes: &'a [String],
     history: Vec<Past<'a>>,
-    next: Vec<String>,
+    next: Vec<Next>,
 }
 
 #[derive(Serialize)]
@@ -48,8 +51,28 @@ struct Failed<'a> {
     at: Timestamp,
     position: Option<String>,
     event_id: Option<uuid::Uuid>,
-    event_type: Option<&'a str>,
-    stream: Option<&'a str>,
+    event_type: Option<String>,
+    stream: Option<String>,
+}
+
+impl Failed<'_> {
+    /// Says of an event that cannot be read as a whole what its row tells.
+    fn fill(&mut self, row: &RawEvent) {
+        let of = |column| row.valid(column).map(str::to_owned);
+        self.event_id = row.valid("id").and_then(|id| id.parse().ok());
+        self.event_type = of("type");
+        self.stream = of("stream");
+    }
+}
+
+/// The row at which it failed, where that is no event that could be read.
+async fn unreadable(app: &App, overview: &Overview) -> Result<Option<RawEvent>, Exit> {
+    match (&overview.subscription.state, overview.subscription.failing_position) {
+        (State::Error { failure, .. }, Some(position)) if failure.event.is_none() => {
+            Ok(app.store.raw_event(position).await?)
+        }
+        _ => Ok(None),
+    }
 }
 
 impl<'a> From<&'a Failure> for Failed<'a> {
@@ -60,8 +83,8 @@ impl<'a> From<&'a Failure> for Failed<'a> {
             at: failure.at,
             position: event.map(|event| event.position.to_string()),
             event_id: event.map(|event| event.id),
-            event_type: event.map(|event| event.event_type.as_str()),
-            stream: event.map(|event| event.stream.as_str()),
+            event_type: event.map(|event| event.event_type.clone()),
+            stream: event.map(|event| event.stream.clone()),
         }
     }
 }
@@ -86,8 +109,15 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
     let history = app.engine.history(id, HISTORY).await?;
     let now = app.store.clock().now().await?;
     let head = app.store.head().await?.position;
+    let next = commands(&overview, app.store.refusals());
+    let unreadable = unreadable(app, &overview).await?;
     if global.output.is_json() {
-        return json("herald.sub.show/1", &shown(&overview, &history, head.to_string()));
+        let mut shown = shown(&overview, &history, head.to_string(), now);
+        shown.next = next;
+        if let (Some(failure), Some(row)) = (&mut shown.failure, &unreadable) {
+            failure.fill(row);
+        }
+        return json("herald.sub.show/1", &shown);
     }
     let subscription = &overview.subscription;
     let mode = match subscription.run_mode {
@@ -97,7 +127,7 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
     };
     line(&format!("{id}    {} · {mode}", subscription.group));
     field("status", &status(&overview, now));
-    field("progress", &overview.standing.to_string());
+    field("progress", &standing_text(&overview.standing, now));
     let position = subscription.position.map_or_else(|| "-".to_owned(), |position| position.to_string());
     let lag = match overview.waiting_since {
         Some(since) => format!("{} positions, {}", overview.lag, duration(now.since(since))),
@@ -119,20 +149,20 @@ pub(super) async fn run(app: &App, global: &Global, id: &str) -> Result<(), Exit
         field(if index == 0 { "changed" } else { "" }, change);
     }
     if let State::Error { failure, .. } = &subscription.state {
-        show_failure(failure, now);
+        show_failure(failure, unreadable.as_ref(), now);
     }
     for (index, past) in history.iter().enumerate() {
         let from = past.from_status.as_deref().map_or_else(String::new, |from| format!("{from} → "));
         let text = format!("{}  {from}{}  {} ({})", moment(past.at), past.to_status, past.why, past.who);
         field(if index == 0 { "history" } else { "" }, &text);
     }
-    for (index, command) in next(&overview).iter().enumerate() {
-        field(if index == 0 { "next" } else { "" }, command);
+    for (index, command) in next.iter().enumerate() {
+        field(if index == 0 { "next" } else { "" }, &command.to_string());
     }
     Ok(())
 }
 
-fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -> Shown<'a> {
+fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String, now: Timestamp) -> Shown<'a> {
     let subscription = &overview.subscription;
     let (failure, next_retry) = match &subscription.state {
         State::Error { failure, next_retry, .. } => {
@@ -158,7 +188,7 @@ fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -
         run_mode: subscription.run_mode.word(),
         status: subscription.state.status(),
         progress: overview.standing.word(),
-        stalled_because: stalled_because(overview),
+        stalled_because: stalled_because(overview, now),
         position: subscription.position.map(|position| position.to_string()),
         head,
         lag: overview.lag.to_string(),
@@ -176,7 +206,7 @@ fn shown<'a>(overview: &'a Overview, history: &'a [HistoryLine], head: String) -
         next_timer: overview.timers.next,
         definition_changes: &overview.changes,
         history: history.iter().map(past).collect(),
-        next: next(overview),
+        next: Vec::new(),
     }
 }
 
@@ -226,66 +256,18 @@ fn status(overview: &Overview, now: Timestamp) -> String {
     }
 }
 
-fn show_failure(failure: &Failure, now: Timestamp) {
+fn show_failure(failure: &Failure, unreadable: Option<&RawEvent>, now: Timestamp) {
+    let ago = duration(now.since(failure.at));
     if let Some(event) = &failure.event {
-        let ago = duration(now.since(failure.at));
         let text = format!("{}   {}   stream {}   {ago} ago", event.position, event.event_type, event.stream);
+        field("failed on", &text);
+    } else if let Some(row) = unreadable {
+        let of = |column| row.valid(column).unwrap_or("?");
+        let text = format!("{}   {}   stream {}   {ago} ago", row.position, of("type"), of("stream"));
         field("failed on", &text);
     }
     for (depth, message) in failure.chain.iter().enumerate() {
         let arrow = if depth == 0 { String::new() } else { format!("{}└─ ", "   ".repeat(depth - 1)) };
         field(if depth == 0 { "error" } else { "" }, &format!("{arrow}{message}"));
-    }
-}
-
-/// What to type next.
-fn next(overview: &Overview) -> Vec<String> {
-    let mut commands = next_for_state(overview);
-    let id = &overview.subscription.id;
-    if overview.subscription.letters.open > 0 {
-        commands.push(format!("herald dlq list {id}"));
-    }
-    if overview.effects.held > 0 {
-        commands.push(format!("herald effects list --state held --subscription {id}"));
-    }
-    if overview.timers.held + overview.timers.overdue > 0 {
-        commands.push(format!("herald sub timers {id}"));
-    }
-    if !overview.changes.is_empty() {
-        commands.push(format!(
-            "herald sub refresh {id} --accept-definition        (if what it has made is right)"
-        ));
-    }
-    commands
-}
-
-fn next_for_state(overview: &Overview) -> Vec<String> {
-    let id = &overview.subscription.id;
-    match &overview.subscription.state {
-        State::Error { failure, .. } => {
-            let mut commands = Vec::new();
-            match (&failure.event, overview.subscription.failing_position) {
-                (Some(event), _) => commands.push(format!("herald events show {}", event.position)),
-                (None, Some(position)) => commands.push(format!("herald store verify --from {position}")),
-                (None, None) => {}
-            }
-            commands.push(format!("herald sub reactivate {id}   # after a fix"));
-            if let Some(event) = &failure.event {
-                let skip = format!("herald sub skip {id} {} --reason …", event.position);
-                commands.push(format!("{skip}        (to go on without that event)"));
-            }
-            commands.push(format!("herald sub pause {id}   # to leave it alone"));
-            commands
-        }
-        State::Paused { .. } | State::Finished => vec![format!("herald sub reactivate {id}")],
-        State::Detached { .. } => {
-            vec![
-                format!("herald sub reactivate {id}        (if its subscriber is back)"),
-                format!("herald sub remove {id}        (if it is not needed any more)"),
-            ]
-        }
-        State::New => vec![format!("herald sub setup {id}        (a worker does it by itself)")],
-        State::Active | State::Booting if !overview.has_worker => vec!["herald worker".to_owned()],
-        State::Active | State::Booting => Vec::new(),
     }
 }
