@@ -77,5 +77,6 @@ mod timers_operators;
 mod timers_worker;
 mod transaction;
 mod upcasting;
+mod vanished_network;
 mod verify;
 mod wake;

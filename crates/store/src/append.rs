@@ -253,7 +253,10 @@ impl Store {
         let outcomes = match tx.kind() {
             _ if sorted.is_empty() => Vec::new(),
             DatabaseKind::Postgres => {
-                append_on_postgres(tx.connection(), &sorted, Together::AllOrNone).await?
+                tx.asked(async |connection| {
+                    append_on_postgres(connection, &sorted, Together::AllOrNone).await
+                })
+                .await?
             }
             DatabaseKind::Sqlite => append_on_sqlite(tx, self, &sorted).await?,
         };

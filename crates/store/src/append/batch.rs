@@ -155,12 +155,14 @@ impl Lane {
     }
 
     async fn write_on_postgres(&mut self, appends: &[Arc<Append>]) -> Vec<Fate> {
+        let database = self.shared.database.clone();
         let connection = match self.connection().await {
             Ok(connection) => connection,
             Err(error) => return not_sent(&error, appends.len()),
         };
         if appends.len() > 1 {
-            match append_on_postgres(connection, appends, Together::EachForItself).await {
+            let appending = append_on_postgres(connection, appends, Together::EachForItself);
+            match database.answer(appending).await {
                 Ok(outcomes) => return outcomes.into_iter().map(Fate::from).collect(),
                 Err(error) if is_broken_connection(&error) => {
                     self.drop_connection();
@@ -185,13 +187,14 @@ impl Lane {
     }
 
     async fn write_one_on_postgres(&mut self, append: &Arc<Append>) -> Fate {
+        let database = self.shared.database.clone();
         let mut attempt = 1;
         loop {
             let connection = match self.connection().await {
                 Ok(connection) => connection,
                 Err(error) => return Fate::Failed(AppendError::Database(error)),
             };
-            return match append_one_on_postgres(connection, append).await {
+            return match database.answer(append_one_on_postgres(connection, append)).await {
                 Ok(outcome) => Fate::Written(outcome),
                 Err(error) if is_duplicate_id(&error) => Fate::Written(Outcome::Known),
                 Err(error) if is_broken_connection(&error) => {
@@ -236,12 +239,12 @@ impl Lane {
 
     /// What the log has of an append some of whose ids it knows.
     async fn known(&mut self, append: &Append) -> Result<Appended, AppendError> {
+        let database = self.shared.database.clone();
         if self.connection.is_some() {
             let connection = self.connection().await?;
-            return known_append(connection, append).await;
+            return database.answer(known_append(connection, append)).await;
         }
-        let mut connection = self.shared.database.reader().await?;
-        known_append(&mut connection, append).await
+        database.answer(async { known_append(&mut database.reader().await?, append).await }).await
     }
 }
 
