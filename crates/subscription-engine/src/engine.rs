@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use store::{AppendError, Clock, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp};
 
+use crate::blocked::OnThreads;
 use crate::effects::{self, Deliveries, Delivery, EffectCounts, ImpossibleStep};
 use crate::gate::{Gate, Passage};
 use crate::poison::{Letters, Parked};
@@ -18,6 +19,7 @@ use crate::subscriber::{Definition, RegisterError, Registered, Registry, RunMode
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
 use crate::timers::{self, TimerCounts};
 use crate::unit::IN_UNIT;
+use crate::worker;
 use crate::worker_row::{self, WorkerRow};
 
 /// A worker that showed no progress for this long is taken as gone.
@@ -37,6 +39,7 @@ struct Inner {
     gate: Gate,
     deliveries: Deliveries,
     faults: Option<Arc<dyn Faults>>,
+    on_threads: Arc<OnThreads>,
 }
 
 /// Numbers that an engine works by.
@@ -262,7 +265,18 @@ impl Engine {
         let who = "engine".to_owned();
         let (program, settings) = (program.into(), Settings::default());
         let deliveries = Deliveries::default();
-        Self(Arc::new(Inner { store, registry, program, who, settings, gate, deliveries, faults: None }))
+        let on_threads = Arc::default();
+        Self(Arc::new(Inner {
+            store,
+            registry,
+            program,
+            who,
+            settings,
+            gate,
+            deliveries,
+            faults: None,
+            on_threads,
+        }))
     }
 
     /// With these numbers. A unit has at least one event.
@@ -330,6 +344,10 @@ impl Engine {
 
     pub(crate) fn gate(&self) -> &Gate {
         &self.0.gate
+    }
+
+    pub(crate) fn on_threads(&self) -> &OnThreads {
+        &self.0.on_threads
     }
 
     /// Passes the gate on SQLite, where one writer keeps all others out. Elsewhere what only takes a moment does not
@@ -484,11 +502,10 @@ impl Engine {
         Ok(records::history(self.store().database(), id, limit).await?)
     }
 
-    /// The workers of every program that showed progress lately.
+    /// The workers of every program that showed progress lately, and whose process is not known to be gone.
     pub async fn live_workers(&self) -> Result<Vec<WorkerRow>, EngineError> {
-        let mut workers = worker_row::workers(self.store().database()).await?;
-        workers.retain(|worker| worker.last_progress_ago < WORKER_SILENCE);
-        Ok(workers)
+        let database = self.store().database();
+        Ok(worker_row::live_workers(database, WORKER_SILENCE, worker::SUSPICIOUS_SILENCE).await?)
     }
 
     /// The discovered subscriptions that meet the criteria, by id.

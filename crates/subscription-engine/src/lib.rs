@@ -5,6 +5,7 @@
 //! events, handled in one transaction that also moves the position. A [`Worker`] does so for ever. This
 //! crate knows no concrete subscriber, no network and no notification.
 
+mod blocked;
 mod checkpoint;
 mod clock;
 mod context;
@@ -26,6 +27,7 @@ mod poison;
 mod progress;
 mod records;
 mod retry;
+mod runner;
 mod skip;
 mod stalls;
 mod standing;

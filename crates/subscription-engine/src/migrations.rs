@@ -40,4 +40,10 @@ pub const MIGRATIONS: &[Migration] = &[
         sqlite: include_str!("../../../migrations/sqlite/0014_progress.sql"),
         postgres: include_str!("../../../migrations/postgres/0014_progress.sql"),
     },
+    Migration {
+        number: 16,
+        name: "worker_process",
+        sqlite: include_str!("../../../migrations/sqlite/0016_worker_process.sql"),
+        postgres: include_str!("../../../migrations/postgres/0016_worker_process.sql"),
+    },
 ];
