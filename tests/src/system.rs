@@ -43,6 +43,7 @@ mod exchange_interrupted;
 mod faults;
 mod filters;
 mod fire;
+mod fleet_cli;
 mod follow;
 mod given;
 mod group_commit;

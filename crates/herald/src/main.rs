@@ -4,6 +4,7 @@
 
 mod app;
 mod cli;
+mod commands;
 mod config;
 mod demo;
 mod exit;
@@ -19,8 +20,16 @@ use crate::cli::{Cli, with_spaces};
 use crate::exit::{Code, Exit};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse_from(with_spaces(std::env::args_os()));
+    let words = with_spaces(std::env::args_os());
+    let cli = match Cli::try_parse_from(&words) {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && cli::wants_json(&words) => {
+            return ExitCode::from(Exit::of_words(&error).report(true));
+        }
+        Err(error) => error.exit(),
+    };
     let as_json = cli.global.output.is_json();
+    commands::keep_flags(&cli.global);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
+use crate::commands::with_flags;
 use crate::exit::Exit;
 
 /// The form of the data on stdout.
@@ -62,7 +63,7 @@ pub(crate) fn stdout_failed() -> bool {
 
 /// Says something to the person, on stderr. If nobody can hear it, nothing follows from that.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", visible(text));
+    let _ = writeln!(std::io::stderr().lock(), "{}", visible(&with_flags(text)));
 }
 
 /// The text with escapes in place of what a terminal would obey: control characters, and marks that turn the

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Row;
 use crate::app::App;
 use crate::cli::Global;
+use crate::commands::with_flags;
 use crate::exit::{Code, Exit};
 use crate::output::{json, line, moment};
 
@@ -143,6 +144,10 @@ fn explanation(app: &App, record: &EffectRecord, now: Timestamp) -> Option<Strin
 
 /// What to type next.
 fn next(record: &EffectRecord) -> Vec<String> {
+    next_for_state(record).iter().map(|command| with_flags(command).into_owned()).collect()
+}
+
+fn next_for_state(record: &EffectRecord) -> Vec<String> {
     let (id, subscription) = (record.effect.id, &record.effect.subscription_id);
     match record.state.status() {
         EffectStatus::Pending => vec![

@@ -7,6 +7,7 @@ use subscription_engine::{Criteria, Failure, HistoryLine, Overview, RunMode, Sta
 use crate::app::App;
 use crate::cli::Global;
 use crate::cli::sub::stalled_because;
+use crate::commands::with_flags;
 use crate::exit::{Code, Exit};
 use crate::output::{duration, json, line, moment};
 
@@ -246,7 +247,7 @@ fn next(overview: &Overview) -> Vec<String> {
     if overview.timers.held + overview.timers.overdue > 0 {
         commands.push(format!("herald sub timers {id}"));
     }
-    commands
+    commands.iter().map(|command| with_flags(command).into_owned()).collect()
 }
 
 fn next_for_state(overview: &Overview) -> Vec<String> {
