@@ -71,6 +71,7 @@ mod stores;
 mod streams;
 mod streams_cli;
 mod tail_cli;
+mod takeover;
 mod timers;
 mod timers_cli;
 mod timers_crashes;
