@@ -25,7 +25,7 @@ use crate::disturb::ChildProgram;
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(1);
 /// Appended before and after the one worker is asked to stop, and the pause between two.
-const EVENTS: usize = 60;
+const EVENTS: usize = 30;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// How often.
@@ -53,7 +53,8 @@ type Handled = (i64, String, i64, i64);
 impl<'a> Scene<'a> {
     async fn set(database: &TestDatabase, child: &'a ChildProgram) -> Result<Self, BoxError> {
         let store = database.store().await;
-        let engine = Engine::new(store.clone(), Registry::new([Relay::new("nobody", None)])?, "takeover");
+        let engine =
+            Engine::new(store.clone(), Registry::new([Relay::subscriber("nobody", None)])?, "takeover");
         engine.set_up(&Criteria::all(), true).await?;
         Ok(Self { store, url: database.url().to_owned(), child })
     }
@@ -127,18 +128,14 @@ pub async fn after_kill(database: &TestDatabase, child: &ChildProgram) -> Result
 /// handled once.
 pub async fn after_stop(database: &TestDatabase, child: &ChildProgram) -> Result<Duration, BoxError> {
     let scene = Scene::set(database, child).await?;
-    let second = scene.start("second", &["--slow"]).await?;
     let first = scene.start("first", &["--slow"]).await?;
-    let mut appended = Vec::new();
-    for _ in 0..EVENTS / 2 {
-        appended.push(scene.append().await?);
-        sleep(PAUSE).await;
-    }
+    // Alone at first, so that there is something to hand over.
+    let mut appended = vec![scene.append().await?];
+    scene.until_handled(appended[0].0).await?;
+    let second = scene.start("second", &["--slow"]).await?;
+    append_slowly(&scene, &mut appended).await?;
     let stopping = tokio::spawn(first.stop());
-    for _ in 0..EVENTS / 2 {
-        appended.push(scene.append().await?);
-        sleep(PAUSE).await;
-    }
+    append_slowly(&scene, &mut appended).await?;
     let how: ExitStatus = timeout(PATIENCE, stopping).await???;
     if let Some((last, _)) = appended.last() {
         scene.until_handled(*last).await?;
@@ -157,6 +154,14 @@ pub async fn after_stop(database: &TestDatabase, child: &ChildProgram) -> Result
     let Some(next) = next else { return Ok(Duration::ZERO) };
     let there_since = appended.iter().find(|(position, _)| position.0 == next.0).map_or(0, |event| event.1);
     Ok(since(last.max(there_since), next.2))
+}
+
+async fn append_slowly(scene: &Scene<'_>, appended: &mut Vec<(Position, i64)>) -> Result<(), BoxError> {
+    for _ in 0..EVENTS {
+        appended.push(scene.append().await?);
+        sleep(PAUSE).await;
+    }
+    Ok(())
 }
 
 fn since(from: i64, to: i64) -> Duration {

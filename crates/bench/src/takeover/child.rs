@@ -63,7 +63,7 @@ pub(super) struct Relay {
 }
 
 impl Relay {
-    pub(super) fn new(name: &str, pace: Option<Pace>) -> Arc<dyn Subscriber> {
+    pub(super) fn subscriber(name: &str, pace: Option<Pace>) -> Arc<dyn Subscriber> {
         Arc::new(Self { name: name.to_owned(), pace })
     }
 }
@@ -155,7 +155,7 @@ pub async fn be_child(arguments: &ChildArguments) -> Result<(), BoxError> {
         ChildArguments { slow: true, .. } => Some(Pace::Slow),
         _ => None,
     };
-    let registry = Registry::new([Relay::new(&arguments.name, pace)])?;
+    let registry = Registry::new([Relay::subscriber(&arguments.name, pace)])?;
     let settings = Settings { unit_events: 1, ..Settings::default() };
     let engine = Engine::new(store.clone(), registry, "takeover").with_settings(settings);
     let mut terminate = signal(SignalKind::terminate())?;
