@@ -109,8 +109,8 @@ both! {
         );
         herald(&database, &["--test-mode", "clock", "set", "2026-01-01T01:00:00Z"]).fails(5);
         let event = herald(&database, &["--test-mode", "events", "show", "1", "-o", "json"]).json();
-        assert_eq!(event["data"]["recorded_at"], "2026-01-01T00:00:00Z");
-        assert_eq!(event["data"]["payload"]["timestamp"], "2026-01-01T00:00:00Z");
+        assert_eq!(event["data"]["recorded_at"], "2026-01-01T00:00:00.000000Z");
+        assert_eq!(event["data"]["payload"]["timestamp"], "2026-01-01T00:00:00.000000Z");
         // The clock has carried the daemon's work along.
         assert!(herald(&database, &["--test-mode", "user", "inbox", "user1"]).ok().starts_with("1 pending"));
     }

@@ -44,10 +44,10 @@ both! {
         let subs = test_mode(&database, &["sub", "list", "-o", "json"]).json();
         assert_eq!(subs["data"][0]["dead_letters"], "2");
         let shown = test_mode(&database, &["sub", "show", "inbox_1"]).ok();
-        assert!(shown.contains("2 dead letter(s)") && shown.contains("herald dlq list inbox_1"), "{shown}");
+        assert!(shown.contains("2 dead letter(s)") && shown.contains("herald --test-mode dlq list inbox_1"), "{shown}");
 
         let shown = test_mode(&database, &["dlq", "show", "inbox_1", "1"]).ok();
-        for part in ["6 time(s), first 2026-01-01T00:00:00Z, last 2026-01-01T00:02:35Z", "missing field", "herald dlq retry"] {
+        for part in ["6 time(s), first 2026-01-01T00:00:00Z, last 2026-01-01T00:02:35Z", "missing field", "herald --test-mode dlq retry"] {
             assert!(shown.contains(part), "{part}: {shown}");
         }
         let shown = test_mode(&database, &["dlq", "show", "inbox_1", "1", "-o", "json"]).json();

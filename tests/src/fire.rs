@@ -59,6 +59,26 @@ async fn e20_the_oracle_notices_what_must_not_be() {
             Some("UPDATE herald_subscriptions SET position = position + 1 WHERE id = 'stopping'"),
             "the checkpoint of stopping does not fit",
         ),
+        (
+            Some("DELETE FROM herald_effects WHERE number = (SELECT MIN(number) FROM herald_effects)"),
+            "what outside handled does not fit what it planned",
+        ),
+        (
+            Some(
+                "UPDATE herald_effects SET state = 'pending' WHERE number = (SELECT MIN(number) FROM herald_effects)",
+            ),
+            "effects are not done",
+        ),
+        (
+            Some(
+                "UPDATE herald_effects SET id = randomblob(16) WHERE number = (SELECT MIN(number) FROM herald_effects)",
+            ),
+            "effects are done and were never sent",
+        ),
+        (
+            Some("DROP TRIGGER herald_events_never_go; DELETE FROM herald_events WHERE type = 'Fire.Rang'"),
+            "rang once",
+        ),
     ] {
         let plans = [Plan { sabotage, ..plan }].into_iter();
         let sum = run_many(plans, BEGUN_WITHIN, None, &child).await.unwrap();

@@ -128,7 +128,7 @@ both! {
         assert_eq!(after, before);
         assert_eq!(after[0].0, id);
         let event = herald(&database, &["events", "show", "1", "-o", "json"]).json();
-        assert_eq!(after[0].3.to_string(), event["data"]["payload"]["timestamp"].as_str().unwrap());
+        assert_eq!(serde_json::json!(after[0].3), event["data"]["payload"]["timestamp"]);
         herald(&database, &["projection", "replay", "nothing"]).fails(1);
     }
 

@@ -3,15 +3,18 @@
 //!
 //! What happens in a run, and after which pause, follows from its number alone. An oracle looks after each action at
 //! the checkpoints as they are committed, and once all is mended and quiet at everything: each event handled once or
-//! given up by name, in the order of its stream, and answered once.
+//! given up by name, in the order of its stream, and answered once; each timer fired once and not early; each effect
+//! sent at least once, with one result in the log.
 
 mod action;
 mod matrix;
 mod oracle;
+mod outside;
 mod subscribers;
 mod worker;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use store::{ExpectedVersion, Fault, Json, NewEvent, Position, Store, StreamName, messages};
@@ -30,6 +33,8 @@ use crate::disturb::Place;
 
 /// How long it may take until all is handled once nothing disturbs any more.
 const HEAL_LIMIT: Duration = Duration::from_secs(60);
+/// By so much the clock moves on before each look at what is left, in seconds.
+const LATER: u64 = 60;
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 /// More of them would only wait for each other.
 const MOST_WORKERS: usize = 3;
@@ -71,11 +76,20 @@ impl fmt::Display for Ended {
 /// Runs a plan on an empty database and judges what came of it.
 pub async fn run(plan: &Plan, place: &Place<'_>) -> Result<Ended, BoxError> {
     let store = place.database.store_with_manual_clock().await;
-    let engine = engine_on(&store)?;
+    let folder = tempfile::tempdir()?;
+    let outbox = folder.path().join("outbox");
+    let engine = engine_on(&store, &outbox)?;
     subscribers::prepare(&store).await?;
     engine.set_up(&Criteria::all(), false).await?;
-    let mut fire =
-        Fire { place, store, engine, workers: Vec::new(), acknowledged: Vec::new(), ended: Ended::of(plan) };
+    let mut fire = Fire {
+        place,
+        store,
+        engine,
+        outbox,
+        workers: Vec::new(),
+        acknowledged: Vec::new(),
+        ended: Ended::of(plan),
+    };
     for (pause, action) in schedule(plan, place.database.is_postgres() && place.cluster.is_some()) {
         tokio::time::sleep(pause).await;
         fire.act(&action).await?;
@@ -92,7 +106,8 @@ pub async fn run(plan: &Plan, place: &Place<'_>) -> Result<Ended, BoxError> {
         if let Some(sql) = plan.sabotage {
             fire.store.database().execute(sql, ()).await?;
         }
-        let (events, violations) = oracle::judge(&fire.store, &fire.engine, &fire.acknowledged).await?;
+        let (events, violations) =
+            oracle::judge(&fire.store, &fire.engine, &fire.acknowledged, &fire.outbox).await?;
         fire.ended.events = events;
         fire.ended.violations.extend(violations);
     }
@@ -110,6 +125,8 @@ struct Fire<'a> {
     place: &'a Place<'a>,
     store: Store,
     engine: Engine,
+    /// Into which effects are sent.
+    outbox: PathBuf,
     workers: Vec<WorkerProcess>,
     /// What the log said that it has.
     acknowledged: Vec<Uuid>,
@@ -121,7 +138,8 @@ impl Fire<'_> {
         let did = match action {
             Action::Append { stream, types } => self.append(stream, types).await,
             Action::Start { seed } if self.workers.len() < MOST_WORKERS => {
-                let worker = WorkerProcess::start(self.place.child, self.place.database.url(), *seed)?;
+                let worker =
+                    WorkerProcess::start(self.place.child, self.place.database.url(), *seed, &self.outbox)?;
                 self.workers.push(worker);
                 Ok("started".to_owned())
             }
@@ -241,6 +259,8 @@ impl Fire<'_> {
     /// What is still left to do after all that can be done now.
     async fn work_off(&self) -> Result<Vec<String>, BoxError> {
         subscribers::mend(&self.store).await?;
+        // Claims of the dead run out, timers fall due, and what was sent in vain is tried again.
+        self.advance(LATER).await?;
         let all = Criteria::all();
         for overview in self.engine.status(&all).await? {
             if let Status::Paused | Status::Error = overview.subscription.state.status() {
@@ -256,6 +276,7 @@ impl Fire<'_> {
         }
         // What was retried is answered, and the answers are to be passed.
         left.extend(still_moving(self.engine.catch_up(&all).await?));
+        left.extend(outside::left(&self.store).await?);
         let head = self.store.head().await?;
         for overview in self.engine.status(&all).await? {
             let subscription = overview.subscription;

@@ -2,6 +2,8 @@
 
 pub mod disturb;
 pub mod fire;
+pub mod isolation;
+pub mod takeover;
 
 /// Whatever went wrong on the way.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;

@@ -14,6 +14,9 @@
 //! cargo run --release -p bench -- effects --rounds 3
 //! cargo run --release -p bench -- fire --runs 5000
 //! cargo run --release -p bench -- timers --rounds 3
+//! cargo run --release -p bench -- takeover
+//! cargo run --release -p bench -- takeover --vanish --rounds 3
+//! cargo run --release -p bench -- isolation
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
@@ -40,7 +43,7 @@ mod wake;
 
 use std::process::ExitCode;
 
-use bench::{BoxError, disturb, fire};
+use bench::{BoxError, disturb, fire, isolation, takeover};
 use clap::{Parser, Subcommand};
 
 /// Measures Herald beside the raw limit of the database.
@@ -76,6 +79,10 @@ enum Measurement {
     /// Workers, backends and the server die, operators interfere, events are poison: each event is handled once all
     /// the same. Fails otherwise, and says which run to repeat.
     Fire(fire::Arguments),
+    /// Until another worker goes on: after kill -9, after SIGTERM, after the network of the one has vanished.
+    Takeover(takeover::Arguments),
+    /// From an append until it is handled, with and without subscriptions that sleep, panic, fail and block.
+    Isolation(isolation::Arguments),
     /// A process that waits for events.
     #[command(hide = true)]
     WakeChild(wake::ChildArguments),
@@ -91,6 +98,9 @@ enum Measurement {
     /// A worker that gets killed.
     #[command(hide = true)]
     FireWorker(fire::WorkerArguments),
+    /// A worker that makes room for another one.
+    #[command(hide = true)]
+    TakeoverWorker(takeover::ChildArguments),
 }
 
 #[tokio::main]
@@ -119,6 +129,9 @@ async fn main() -> Result<ExitCode, BoxError> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Measurement::Takeover(arguments) => takeover::measure(&arguments).await?,
+        Measurement::TakeoverWorker(arguments) => takeover::be_child(&arguments).await?,
+        Measurement::Isolation(arguments) => isolation::measure(&arguments).await?,
         Measurement::FireWorker(arguments) => fire::be_worker(&arguments).await?,
     }
     Ok(ExitCode::SUCCESS)

@@ -11,6 +11,7 @@ mod effects;
 mod events;
 mod findings;
 mod next;
+mod pace;
 mod projection;
 mod status;
 mod store;
@@ -134,6 +135,25 @@ const NOUNS: [&str; 15] = [
     "channel",
 ];
 
+/// Whether this is the name of a command that works on the database that was named.
+pub(crate) fn is_command(word: &str) -> bool {
+    NOUNS.contains(&word) || ["worker", "check", "status", "doctor"].contains(&word)
+}
+
+/// Whether words that were not understood as a whole ask for JSON all the same.
+pub(crate) fn wants_json(words: &[OsString]) -> bool {
+    let is_json = |form: &str| matches!(form, "json" | "jsonl");
+    let words: Vec<&str> =
+        words.iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--").collect();
+    words.iter().enumerate().any(|(at, word)| {
+        match word.strip_prefix("--output").or(word.strip_prefix("-o")) {
+            Some("") => words.get(at + 1).is_some_and(|form| is_json(form)),
+            Some(form) => is_json(form.strip_prefix('=').unwrap_or(form)),
+            None => false,
+        }
+    })
+}
+
 /// Turns `noun:verb` into two words, where a command stands.
 pub(crate) fn with_spaces(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut words = Vec::new();
@@ -225,6 +245,29 @@ mod tests {
             ["herald", "--database", "sqlite:x.db", "sub", "list"]
         );
         assert_eq!(words("herald user notify user:x hi"), ["herald", "user", "notify", "user:x", "hi"]);
+    }
+
+    #[test]
+    fn c06_json_is_wanted_also_by_words_that_are_not_understood() {
+        let wants = |line: &str| wants_json(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
+        for line in [
+            "herald sub lst -o json",
+            "herald -ojsonl x",
+            "herald --output=json",
+            "herald -o=json sub",
+            "herald --output jsonl",
+        ] {
+            assert!(wants(line), "{line}");
+        }
+        for line in [
+            "herald sub lst",
+            "herald -o table json",
+            "herald x -- -o json",
+            "herald -o",
+            "herald --others json",
+        ] {
+            assert!(!wants(line), "{line}");
+        }
     }
 
     #[test]

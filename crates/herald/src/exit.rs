@@ -8,6 +8,7 @@ use store::{
     AppendError, ConnectError, Fault, MigrateError, PlaceError, Position, ReadError, StoreError, messages,
 };
 
+use crate::commands::with_flags;
 use crate::output::note;
 
 /// The exit codes, the same for every command.
@@ -84,6 +85,16 @@ impl Exit {
         Self { refused, ..exit }
     }
 
+    /// Words that were not understood.
+    pub(crate) fn of_words(error: &clap::Error) -> Self {
+        let text = error.to_string();
+        let mut parts = text.split("\n\n").map(str::trim).filter(|part| !part.is_empty());
+        let message = parts.next().unwrap_or_default().trim_start_matches("error: ");
+        let message = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let hint: Vec<&str> = parts.map(|part| part.trim_start_matches("tip: ")).collect();
+        Self::new(Code::Usage, message).with_hint(hint.join("; "))
+    }
+
     pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
@@ -113,8 +124,9 @@ impl Exit {
     /// Says it, and answers with the exit code.
     pub(crate) fn report(&self, as_json: bool) -> u8 {
         if as_json {
+            let hint = self.hint.as_deref().map(with_flags);
             let mut error = serde_json::json!({
-                "error": { "code": self.code.word(), "message": self.message, "hint": self.hint }
+                "error": { "code": self.code.word(), "message": self.message, "hint": hint }
             });
             if !self.refused.is_empty() {
                 error["error"]["refused"] = serde_json::json!(self.refused);

@@ -4,6 +4,7 @@
 
 mod app;
 mod cli;
+mod commands;
 mod config;
 mod demo;
 mod exit;
@@ -27,9 +28,13 @@ fn main() -> ExitCode {
             let text = error.to_string();
             return ExitCode::from(cli::unknown(text.split("\n\n").next().unwrap_or_default()));
         }
+        Err(error) if error.use_stderr() && cli::wants_json(&words) => {
+            return ExitCode::from(Exit::of_words(&error).report(true));
+        }
         Err(error) => error.exit(),
     };
     let as_json = cli.global.output.is_json();
+    commands::keep_flags(&cli.global);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

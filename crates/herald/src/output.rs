@@ -9,6 +9,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use crate::commands::with_flags;
 use crate::exit::Exit;
 
 /// The form of the data on stdout.
@@ -65,7 +66,7 @@ pub(crate) fn stdout_failed() -> bool {
 
 /// Says something to the person, on stderr. If nobody can hear it, nothing follows from that.
 pub(crate) fn note(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{}", visible(text));
+    let _ = writeln!(std::io::stderr().lock(), "{}", visible(&with_flags(text)));
 }
 
 /// The text with escapes in place of what a terminal would obey: control characters, and marks that turn the

@@ -280,9 +280,12 @@ impl Store {
         let sorted: Vec<&Append> = order.iter().map(|i| &appends[*i]).collect();
         let outcomes = match tx.kind() {
             _ if sorted.is_empty() => Vec::new(),
-            DatabaseKind::Postgres => append_on_postgres(tx.connection(), &sorted, Together::AllOrNone)
-                .await
-                .map_err(|error| of_closed_stream(error, &sorted))?,
+            DatabaseKind::Postgres => {
+                let appended = tx.asked(async |connection| {
+                    append_on_postgres(connection, &sorted, Together::AllOrNone).await
+                });
+                appended.await.map_err(|error| of_closed_stream(error, &sorted))?
+            }
             DatabaseKind::Sqlite => append_on_sqlite(tx, self, &sorted).await?,
         };
         let mut results = already;

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -16,6 +17,7 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection as _, Executor};
 
 use crate::connection::{Connection, SQLITE_BUSY_TIMEOUT};
+use crate::lifeline::Lifeline;
 use crate::safe_head::{Known, identify};
 use crate::sql::Sql;
 use crate::sqlite_thread::{SqliteThreads, Writes};
@@ -34,6 +36,10 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A pooled connection that was used this recently is taken as alive.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+/// How long connections that are in use may hold up the end.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
+/// How long one that was not may take to say that it is alive.
+const PING_LIMIT: Duration = Duration::from_secs(2);
 /// A session that holds the append lock and goes silent is ended by the server after this time.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(35);
 
@@ -144,6 +150,8 @@ pub enum Database {
         pool: PgPool,
         /// How far the log there is settled, as far as this process knows.
         known: Arc<Known>,
+        /// Whether it is there, for those who wait for its answer.
+        lifeline: Arc<Lifeline>,
     },
 }
 
@@ -226,25 +234,38 @@ impl Database {
         };
         let identified = tokio::time::timeout(CONNECT_TIMEOUT, identified).await;
         let known = Arc::new(identified.unwrap_or_else(|_| Err(silent())).map_err(refused)?);
+        let connect = connect.disable_statement_logging();
+        let lifeline = Arc::new(Lifeline::new(connect.clone(), Arc::clone(&known)));
         let (of_connections, of_uses) = (Arc::clone(&known), Arc::clone(&known));
+        let of_releases = Arc::clone(&known);
+        let (before_uses, after_uses) = (Arc::clone(&lifeline), Arc::clone(&lifeline));
         let pool = PgPoolOptions::new()
             .max_connections(options.connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             // A round trip before each use would cost a third of an append; only long-idle ones are asked.
             .test_before_acquire(false)
             .before_acquire(move |connection, state| {
-                let is_of_this_run = !of_uses.is_from_before(state.age);
+                let may_be_used =
+                    !of_uses.is_from_before(state.age) && !before_uses.is_from_before(state.age);
                 Box::pin(async move {
-                    let is_trusted = state.idle_for < TRUSTED_IDLE;
-                    Ok(is_of_this_run && (is_trusted || connection.ping().await.is_ok()))
+                    if !may_be_used || state.idle_for < TRUSTED_IDLE {
+                        return Ok(may_be_used);
+                    }
+                    Ok(matches!(tokio::time::timeout(PING_LIMIT, connection.ping()).await, Ok(Ok(()))))
                 })
+            })
+            .after_release(move |_, state| {
+                // Or the pool would wait for a server that has vanished before it has room for a new one.
+                let may_be_used =
+                    !of_releases.is_from_before(state.age) && !after_uses.is_from_before(state.age);
+                Box::pin(async move { Ok(may_be_used) })
             })
             .after_connect(move |connection, _| {
                 let known = Arc::clone(&of_connections);
                 Box::pin(async move { identify(connection, &known).await })
             })
-            .connect_lazy_with(connect.disable_statement_logging());
-        Ok(Self::Postgres { pool, known })
+            .connect_lazy_with(connect);
+        Ok(Self::Postgres { pool, known, lifeline })
     }
 
     async fn connect_sqlite(connect: SqliteConnectOptions, options: &Options) -> Result<Self, ConnectError> {
@@ -346,10 +367,22 @@ impl Database {
         }
     }
 
+    /// Waits for what the database answers, but not for a server that has vanished. Then what was waited for is dropped
+    /// half-way, and the connection that it used must not be used again.
+    pub(crate) fn answer<T, E: From<sqlx::Error>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> impl Future<Output = Result<T, E>> {
+        match self {
+            Self::Sqlite { .. } => Either::Left(work),
+            Self::Postgres { lifeline, .. } => Either::Right(lifeline.keep(work)),
+        }
+    }
+
     /// Runs one statement in a transaction of its own and says how many rows it touched.
     pub async fn execute(&self, sql: impl Into<Sql>, values: impl Values) -> sqlx::Result<u64> {
         if self.kind() == DatabaseKind::Postgres {
-            return self.writer().await?.execute(sql.into(), values).await;
+            return self.answer(async { self.writer().await?.execute(sql.into(), values).await }).await;
         }
         // In the guard of a transaction: a caller that gives up half-way must not leave the lock behind.
         let mut tx = Tx::begin(self, Signal::new()).await?;
@@ -367,7 +400,7 @@ impl Database {
         sql: impl Into<Sql>,
         values: impl Values,
     ) -> sqlx::Result<Vec<T>> {
-        self.reader().await?.fetch_all(sql.into(), values).await
+        self.answer(async { self.reader().await?.fetch_all(sql.into(), values).await }).await
     }
 
     /// Reads at most one row, outside of any transaction.
@@ -376,10 +409,10 @@ impl Database {
         sql: impl Into<Sql>,
         values: impl Values,
     ) -> sqlx::Result<Option<T>> {
-        self.reader().await?.fetch_optional(sql.into(), values).await
+        self.answer(async { self.reader().await?.fetch_optional(sql.into(), values).await }).await
     }
 
-    /// Closes every connection and waits until they are closed.
+    /// Closes every connection and waits until they are closed, but not for a server that has vanished.
     pub async fn close(&self) {
         match self {
             Self::Sqlite { writer, readers, threads, .. } => {
@@ -387,7 +420,11 @@ impl Database {
                 readers.close().await;
                 writer.close().await;
             }
-            Self::Postgres { pool, .. } => pool.close().await,
+            Self::Postgres { pool, .. } => {
+                // A connection that was given back just when the network vanished is waited for by its pool until the
+                // kernel gives it up.
+                let _ = tokio::time::timeout(CLOSE_LIMIT, pool.close()).await;
+            }
         }
     }
 }

@@ -27,6 +27,7 @@ mod hooks;
 mod import;
 mod in_memory;
 mod json;
+mod lifeline;
 mod migrate;
 mod part_file;
 mod place;

@@ -169,7 +169,7 @@ impl Store {
     /// Only one task of a process watches the lock table at a time: what it proves is true for all of them, and
     /// a hundred readers at one hole must not keep every connection from the appends they wait for.
     async fn settle(&self, top: Top, patience: Duration) -> Result<bool, ReadError> {
-        let Database::Postgres { pool, known } = self.database() else { return Ok(true) };
+        let Database::Postgres { pool, known, .. } = self.database() else { return Ok(true) };
         if top.position <= known.floor().settled {
             return Ok(true);
         }
@@ -189,7 +189,8 @@ impl Store {
         let longest_nap = if waited.is_long() { LONGEST_NAP } else { LONG_NAP };
         // Not before: an append that was begun while this task waited for its turn has kept nobody waiting.
         let start = Instant::now();
-        match wait_for_holders(&mut connection, deadline, longest_nap).await? {
+        let waiting = wait_for_holders(&mut connection, deadline, longest_nap);
+        match self.database().answer(waiting).await? {
             Proof::Done => {
                 known.raise(top.run, seen);
                 self.publisher().ask();
@@ -206,20 +207,21 @@ impl Store {
 
     /// Looks for the end of the log, and for what others have published meanwhile.
     async fn top(&self) -> sqlx::Result<Top> {
-        let Database::Postgres { pool, known } = self.database() else {
+        let Database::Postgres { pool, known, .. } = self.database() else {
             let sql = "SELECT MAX(position), CAST(0 AS BIGINT) FROM herald_events";
             let (top, _) = fetch_numbers(self.database(), Query::literal(sql)).await?;
             let position = top.map_or(Position::START, Position);
             return Ok(Top { position, run: Run::default(), is_standby: false });
         };
         let run = known.floor().run;
-        let (top, published, is_standby): (Option<Position>, Option<Position>, bool) = sqlx::query_as(
+        let looking = sqlx::query_as(
             "SELECT (SELECT MAX(position) FROM herald_events),
                     (SELECT position FROM herald_safe_head),
                     pg_is_in_recovery()",
         )
-        .fetch_one(pool)
-        .await?;
+        .fetch_one(pool);
+        let (top, published, is_standby): (Option<Position>, Option<Position>, bool) =
+            self.database().answer(looking).await?;
         let position = top.unwrap_or(Position::START);
         // A log that was cut off may have a head that was published beyond its end: nothing there is settled.
         known.note_published(run, published.map_or(Position::START, |published| published.min(position)));
@@ -236,18 +238,18 @@ impl Store {
 
     /// Counts on from the known head as long as there is no hole.
     async fn count_up(&self) -> sqlx::Result<Position> {
-        let Database::Postgres { pool, known } = self.database() else { return Ok(Position::START) };
+        let Database::Postgres { pool, known, .. } = self.database() else { return Ok(Position::START) };
         // Mostly the hole comes at once.
         let mut limit = 1;
         loop {
             let floor = known.floor();
-            let rows: Vec<(Position,)> = sqlx::query_as(
+            let looking = sqlx::query_as(
                 "SELECT position FROM herald_events WHERE position > $1 ORDER BY position LIMIT $2",
             )
             .bind(floor.settled)
             .bind(limit)
-            .fetch_all(pool)
-            .await?;
+            .fetch_all(pool);
+            let rows: Vec<(Position,)> = self.database().answer(looking).await?;
             let before = floor.settled;
             let head = rows.iter().fold(before, |head, row| if row.0.0 == head.0 + 1 { row.0 } else { head });
             known.raise(floor.run, head);

@@ -105,9 +105,10 @@ impl FromStr for Timestamp {
     }
 }
 
+/// As wide for every instant: `2026-01-01T00:00:00.000000Z`.
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(&self.to_fixed())
     }
 }
 

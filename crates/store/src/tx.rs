@@ -13,6 +13,7 @@ use crate::closed::KnownClosed;
 use crate::connection::Connection;
 use crate::database::{Database, DatabaseKind};
 use crate::hooks::Untold;
+use crate::lifeline::{Lifeline, vanished};
 use crate::sql::Sql;
 use crate::store::Store;
 use crate::values::{Record, Values};
@@ -22,6 +23,10 @@ use crate::wake::Signal;
 #[derive(Debug)]
 pub struct Tx {
     connection: Connection,
+    /// Whether the server is there while a statement waits for it; SQLite needs none.
+    lifeline: Option<Arc<Lifeline>>,
+    /// A statement was dropped half-way, or the connection broke: it understands nothing more.
+    is_lost: bool,
     signal: Signal,
     /// What the first failed statement said.
     failure: Option<String>,
@@ -48,8 +53,14 @@ pub struct Savepoint {
 impl Tx {
     pub(crate) async fn begin(database: &Database, signal: Signal) -> sqlx::Result<Self> {
         let connection = database.writer().await?;
+        let lifeline = match database {
+            Database::Sqlite { .. } => None,
+            Database::Postgres { lifeline, .. } => Some(Arc::clone(lifeline)),
+        };
         let mut tx = Self {
             connection,
+            lifeline,
+            is_lost: false,
             signal,
             failure: None,
             open: true,
@@ -58,7 +69,7 @@ impl Tx {
             closes: None,
             savepoints: 0,
         };
-        tx.connection.begin().await?;
+        tx.asked(async |connection| connection.begin().await).await?;
         Ok(tx)
     }
 
@@ -70,7 +81,8 @@ impl Tx {
     /// Runs one statement and says how many rows it touched.
     pub async fn execute(&mut self, sql: impl Into<Sql>, values: impl Values) -> sqlx::Result<u64> {
         self.usable()?;
-        let result = self.connection.execute(sql.into(), values).await;
+        let sql = sql.into();
+        let result = self.asked(async |connection| connection.execute(sql, values).await).await;
         self.remember(result)
     }
 
@@ -78,7 +90,8 @@ impl Tx {
     /// says how many rows it touched. On PostgreSQL one conflict key must not stand in it twice: fold first.
     pub async fn execute_many<V: Values>(&mut self, sql: impl Into<Sql>, rows: Vec<V>) -> sqlx::Result<u64> {
         self.usable()?;
-        let result = self.connection.execute_many(&sql.into(), rows).await;
+        let sql = sql.into();
+        let result = self.asked(async |connection| connection.execute_many(&sql, rows).await).await;
         self.remember(result).map(|written| written.rows)
     }
 
@@ -89,7 +102,8 @@ impl Tx {
         values: impl Values,
     ) -> sqlx::Result<Vec<T>> {
         self.usable()?;
-        let result = self.connection.fetch_all(sql.into(), values).await;
+        let sql = sql.into();
+        let result = self.asked(async |connection| connection.fetch_all(sql, values).await).await;
         self.remember(result)
     }
 
@@ -100,7 +114,8 @@ impl Tx {
         values: impl Values,
     ) -> sqlx::Result<Option<T>> {
         self.usable()?;
-        let result = self.connection.fetch_optional(sql.into(), values).await;
+        let sql = sql.into();
+        let result = self.asked(async |connection| connection.fetch_optional(sql, values).await).await;
         self.remember(result)
     }
 
@@ -115,7 +130,7 @@ impl Tx {
         self.usable()?;
         let number = self.savepoints;
         self.savepoints += 1;
-        let result = self.connection.run(AssertSqlSafe(format!("SAVEPOINT attempt_{number}"))).await;
+        let result = self.run(format!("SAVEPOINT attempt_{number}")).await;
         self.remember(result)?;
         Ok(Savepoint { number, appended: self.appended })
     }
@@ -124,7 +139,7 @@ impl Tx {
     pub async fn release(&mut self, savepoint: Savepoint) -> sqlx::Result<()> {
         self.usable()?;
         let sql = format!("RELEASE SAVEPOINT attempt_{}", savepoint.number);
-        let result = self.connection.run(AssertSqlSafe(sql)).await;
+        let result = self.run(sql).await;
         self.remember(result)
     }
 
@@ -137,7 +152,7 @@ impl Tx {
         }
         let name = format!("attempt_{}", savepoint.number);
         let sql = format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}");
-        let result = self.connection.run(AssertSqlSafe(sql)).await;
+        let result = self.run(sql).await;
         self.remember(result)
     }
 
@@ -147,7 +162,7 @@ impl Tx {
             self.rollback().await;
             return Err(error);
         }
-        self.connection.commit().await?;
+        self.asked(async |connection| connection.commit().await).await?;
         self.open = false;
         if let Some(known) = self.closes.take() {
             known.look_again();
@@ -163,13 +178,34 @@ impl Tx {
 
     /// Undoes everything. If even that fails the connection is closed, which undoes it as well.
     pub async fn rollback(mut self) {
-        if self.connection.run("ROLLBACK").await.is_ok() {
+        if self.run("ROLLBACK".to_owned()).await.is_ok() {
             self.open = false;
         }
         if self.appended {
             // Readers may stand before the positions that will not be filled now.
             self.signal.send();
         }
+    }
+
+    async fn run(&mut self, sql: String) -> sqlx::Result<()> {
+        self.asked(async |connection| connection.run(AssertSqlSafe(sql)).await).await
+    }
+
+    /// Asks the database something on this connection, and waits for its answer for as long as the server is there.
+    pub(crate) async fn asked<T>(
+        &mut self,
+        ask: impl AsyncFnOnce(&mut Connection) -> sqlx::Result<T>,
+    ) -> sqlx::Result<T> {
+        if self.is_lost {
+            return Err(vanished());
+        }
+        let asked = ask(&mut self.connection);
+        let result = match &self.lifeline {
+            None => asked.await,
+            Some(lifeline) => lifeline.keep(asked).await,
+        };
+        self.is_lost = matches!(result, Err(sqlx::Error::Io(_)));
+        result
     }
 
     pub(crate) fn usable(&self) -> sqlx::Result<()> {

@@ -9,13 +9,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::PgListener;
+use futures_util::future::BoxFuture;
+use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::database::Database;
 use crate::errand::Errand;
 use crate::file_changes::FileChanges;
+use crate::lifeline::{ANSWER_LIMIT, vanished};
 
 /// Hints from one process to another are at least this far apart.
 const HINT_PAUSE: Duration = Duration::from_millis(5);
@@ -28,6 +30,8 @@ const SQLITE_RARE_LOOK: Duration = Duration::from_millis(250);
 const SQLITE_FIRST_LOOK: Duration = Duration::from_millis(1);
 /// How long a lost listening connection is left alone before the next try.
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
+/// After so much silence a listening connection is asked whether it is still alive.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Tells the waiting tasks of this process, and marks that other processes should be told.
 #[derive(Clone, Debug)]
@@ -96,9 +100,9 @@ const NOTIFY: &str = "SET LOCAL synchronous_commit TO off;
 /// Sends what this process committed to the others, until told to stop; then once more if need be, so
 /// that a command which ends right after its append is heard.
 pub(crate) async fn notify_others(database: Database, elsewhere: Errand) {
-    let Database::Postgres { pool, .. } = database else { return };
+    let Database::Postgres { pool, lifeline, .. } = database else { return };
     let notify = async || {
-        if let Err(error) = sqlx::raw_sql(NOTIFY).execute(&pool).await {
+        if let Err(error) = lifeline.keep(sqlx::raw_sql(NOTIFY).execute(&pool)).await {
             tracing::debug!(%error, "could not notify other processes; they will look by themselves");
         }
     };
@@ -143,20 +147,17 @@ async fn listen(database: &Database, signal: &Signal) {
 async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
     match database {
         Database::Postgres { pool, .. } => {
-            if sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(pool).await? {
+            let asking = sqlx::query_scalar("SELECT pg_is_in_recovery()").fetch_one(pool);
+            if database.answer(asking).await? {
                 // A standby takes no LISTEN: who waits there looks at intervals.
                 signal.heard();
                 return Ok(());
             }
-            let channel: String = sqlx::query_scalar(CHANNEL).fetch_one(pool).await?;
-            let mut listener = PgListener::connect_with(pool).await?;
-            listener.listen(&channel).await?;
-            loop {
-                // At first for whatever came before anybody listened.
-                signal.heard();
-                // None: the connection was lost and is back; something may have been missed meanwhile.
-                listener.try_recv().await?;
-            }
+            let channel: String = database.answer(sqlx::query_scalar(CHANNEL).fetch_one(pool)).await?;
+            // Of its own: a listener that is lost with its network lets go of its connection late.
+            let connect = pool.connect_options().as_ref().clone();
+            let ear = PgPoolOptions::new().max_connections(1).connect_lazy_with(connect);
+            pool.close_event().do_until(hear(&ear, &channel, signal)).await?
         }
         Database::Sqlite { readers, file, .. } => {
             let mut connection = readers.acquire().await?;
@@ -184,6 +185,31 @@ async fn listen_once(database: &Database, signal: &Signal) -> sqlx::Result<()> {
             };
             // Who closes the database waits until this connection is back.
             readers.close_event().do_until(looking).await?
+        }
+    }
+}
+
+/// Passes on what is heard over this pool's one connection, until it is lost.
+async fn hear(ear: &PgPool, channel: &str, signal: &Signal) -> sqlx::Result<()> {
+    let in_time = async |asking: BoxFuture<'_, sqlx::Result<()>>| {
+        tokio::time::timeout(ANSWER_LIMIT, asking).await.unwrap_or_else(|_| Err(vanished()))
+    };
+    let mut listener = PgListener::connect_with(ear).await?;
+    in_time(Box::pin(listener.listen(channel))).await?;
+    // For whatever came before anybody listened.
+    signal.heard();
+    loop {
+        match tokio::time::timeout(SILENCE, listener.try_recv()).await {
+            Ok(heard) => {
+                // None: the connection was lost and is back; something may have been missed meanwhile.
+                heard?;
+                signal.heard();
+            }
+            // A server that has vanished is as silent as one at which nothing happens.
+            Err(_) => {
+                let asking = async { sqlx::raw_sql("SELECT 1").execute(&mut listener).await.map(drop) };
+                in_time(Box::pin(asking)).await?;
+            }
         }
     }
 }

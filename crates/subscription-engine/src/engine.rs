@@ -11,6 +11,7 @@ use store::{
     AppendError, Clock, CloseError, DatabaseKind, Position, ReadError, Sql, Store, TableName, Timestamp,
 };
 
+use crate::blocked::OnThreads;
 use crate::effects::{self, Deliveries, Delivery, EffectCounts, ImpossibleStep};
 use crate::feed::Feed;
 use crate::gate::{Gate, Passage};
@@ -23,6 +24,7 @@ use crate::subscriber::{Definition, RegisterError, Registered, Registry, RunMode
 use crate::subscription::{Failure, Impossible, Resume, State, Status, Subscription};
 use crate::timers::{self, TimerCounts};
 use crate::unit::IN_UNIT;
+use crate::worker;
 use crate::worker_row::{self, WorkerRow};
 
 /// A worker that showed no progress for this long is taken as gone.
@@ -44,6 +46,7 @@ struct Inner {
     rows: Rows,
     deliveries: Deliveries,
     faults: Option<Arc<dyn Faults>>,
+    on_threads: Arc<OnThreads>,
 }
 
 /// Numbers that an engine works by.
@@ -279,7 +282,7 @@ impl Engine {
         let (program, settings) = (program.into(), Settings::default());
         let deliveries = Deliveries::default();
         let feed = Feed::new(store.clone(), settings.unit_events, settings.feed_bytes);
-        let (rows, faults) = (Rows::default(), None);
+        let (rows, faults, on_threads) = (Rows::default(), None, Arc::default());
         Self(Arc::new(Inner {
             store,
             registry,
@@ -291,6 +294,7 @@ impl Engine {
             rows,
             deliveries,
             faults,
+            on_threads,
         }))
     }
 
@@ -370,6 +374,10 @@ impl Engine {
 
     pub(crate) fn rows(&self) -> &Rows {
         &self.0.rows
+    }
+
+    pub(crate) fn on_threads(&self) -> &OnThreads {
+        &self.0.on_threads
     }
 
     /// Passes the gate on SQLite, where one writer keeps all others out. Elsewhere what only takes a moment does not
@@ -544,11 +552,10 @@ impl Engine {
         Ok(records::history(self.store().database(), id, limit).await?)
     }
 
-    /// The workers of every program that showed progress lately.
+    /// The workers of every program that showed progress lately, and whose process is not known to be gone.
     pub async fn live_workers(&self) -> Result<Vec<WorkerRow>, EngineError> {
-        let mut workers = worker_row::workers(self.store().database()).await?;
-        workers.retain(|worker| worker.last_progress_ago < WORKER_SILENCE);
-        Ok(workers)
+        let database = self.store().database();
+        Ok(worker_row::live_workers(database, WORKER_SILENCE, worker::SUSPICIOUS_SILENCE).await?)
     }
 
     /// The discovered subscriptions that meet the criteria, by id.

@@ -5,6 +5,7 @@
 //! events, handled in one transaction that also moves the position. A [`Worker`] does so for ever. This
 //! crate knows no concrete subscriber, no network and no notification.
 
+mod blocked;
 mod checkpoint;
 mod clock;
 mod context;
@@ -30,6 +31,7 @@ mod records;
 mod retry;
 mod rows;
 mod run_after_append;
+mod runner;
 mod skip;
 mod stalls;
 mod standing;

@@ -432,8 +432,10 @@ impl Engine {
         let writing = context.writing();
         let subscriber = &registered.subscriber;
         let result = match hook {
-            Hook::Setup => bounded(self, writing, subscriber.setup(&mut context)).await,
-            Hook::Teardown => bounded(self, writing, subscriber.teardown(&mut context)).await,
+            Hook::Setup => bounded(self, &subscription.id, writing, subscriber.setup(&mut context)).await,
+            Hook::Teardown => {
+                bounded(self, &subscription.id, writing, subscriber.teardown(&mut context)).await
+            }
         };
         if result.as_ref().is_err_and(|error| unit::find::<unit::Cut>(&**error).is_some()) {
             context.abandon().await;

@@ -7,8 +7,6 @@
 //! gone proves nothing: it is the process itself that is looked for, and where that cannot be seen, such as on another
 //! machine, the longest time that a unit can take is waited for.
 
-use std::path::Path;
-use std::sync::OnceLock;
 use std::time::Duration;
 
 use store::{Database, DatabaseKind, Position, ReadError, Timestamp, Tx};
@@ -18,6 +16,7 @@ use crate::cursor::Cursor;
 use crate::engine::{Engine, EngineError, WORKER_SILENCE};
 use crate::feed::Moment;
 use crate::park;
+use crate::runner::{Life, life_in_this_system, this_process, this_process_here};
 use crate::subscriber::Registered;
 use crate::subscription::Subscription;
 use crate::unit::{self, FailsAt, Unit};
@@ -51,14 +50,6 @@ pub(crate) enum Marked {
     Timers(i64),
 }
 
-/// Whether a runner is still there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Life {
-    Lives,
-    Gone,
-    CannotTell,
-}
-
 /// Writes down that a unit of so many events or timers is about to begin; not if another runner's marker is there, which
 /// says whether that has happened.
 pub(crate) async fn mark(
@@ -85,7 +76,7 @@ pub(crate) async fn mark(
                    OR (marker.timer_number IS NOT NULL
                        AND NOT EXISTS (SELECT 1 FROM herald_timers WHERE number = marker.timer_number))";
     let ours = this_process().to_string();
-    let runner = format!("{ours} {}", in_this_system("self").unwrap_or_default());
+    let runner = this_process_here();
     let values = (seen.id.as_str(), position, events, timer, runner, seen.changed_at, ours, seen.read_from());
     Ok(database.execute(sql, values).await? == 1)
 }
@@ -122,43 +113,6 @@ async fn left(database: &Database, id: &str) -> sqlx::Result<Option<Marker>> {
         marked_at,
         age: now.since(marked_at),
     }))
-}
-
-/// This process, for as long as it runs.
-fn this_process() -> Uuid {
-    static ID: OnceLock<Uuid> = OnceLock::new();
-    *ID.get_or_init(Uuid::now_v7)
-}
-
-/// What tells a process of this machine, in this boot and this container, from every other one: none where there is
-/// no /proc.
-fn in_this_system(process: &str) -> Option<String> {
-    let read = |path: &str| std::fs::read_to_string(path).ok();
-    let boot = read("/proc/sys/kernel/random/boot_id")?;
-    let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
-    let stat = read(&format!("/proc/{process}/stat"))?;
-    // The name in parentheses may contain anything.
-    let (process, rest) = (stat.split(' ').next()?, stat.rsplit_once(')')?.1);
-    let started = rest.split_whitespace().nth(19)?;
-    Some(format!("{} {} {process} {started}", boot.trim(), namespace.display()))
-}
-
-/// Whether the process that says this of itself is there.
-fn life_in_this_system(runner: &str) -> Life {
-    let mut words = runner.split(' ');
-    let (Some(boot), Some(namespace), Some(process)) = (words.nth(1), words.next(), words.next()) else {
-        return Life::CannotTell;
-    };
-    let Some(here) = in_this_system("self") else { return Life::CannotTell };
-    if !here.starts_with(&format!("{boot} {namespace} ")) {
-        // Another container, or this machine before it was started anew: its processes cannot be seen from here.
-        return Life::CannotTell;
-    }
-    let Some(there) = in_this_system(process) else {
-        let is_there = Path::new("/proc").join(process).exists();
-        return if is_there { Life::CannotTell } else { Life::Gone };
-    };
-    if runner.ends_with(&format!(" {there}")) { Life::Lives } else { Life::Gone }
 }
 
 /// Whether the server has begun since then: all units of before have ended with it, and nobody died of an event.
@@ -283,27 +237,5 @@ impl Engine {
             Err(ReadError::BadRow { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn e34_this_process_lives_and_one_that_has_ended_does_not() {
-        let here = in_this_system("self").unwrap();
-        assert_eq!(life_in_this_system(&format!("{} {here}", this_process())), Life::Lives);
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let there = in_this_system(&child.id().to_string()).unwrap();
-        child.wait().unwrap();
-        assert_eq!(life_in_this_system(&format!("{} {there}", Uuid::now_v7())), Life::Gone);
-    }
-
-    #[test]
-    fn e34_of_another_machine_nothing_can_be_told() {
-        let elsewhere = format!("{} another-boot pid:[1] 1 1", Uuid::now_v7());
-        assert_eq!(life_in_this_system(&elsewhere), Life::CannotTell);
-        assert_eq!(life_in_this_system(&Uuid::now_v7().to_string()), Life::CannotTell);
     }
 }

@@ -47,6 +47,12 @@ pub const MIGRATIONS: &[Migration] = &[
         postgres: include_str!("../../../migrations/postgres/0015_definitions.sql"),
     },
     Migration {
+        number: 16,
+        name: "worker_process",
+        sqlite: include_str!("../../../migrations/sqlite/0016_worker_process.sql"),
+        postgres: include_str!("../../../migrations/postgres/0016_worker_process.sql"),
+    },
+    Migration {
         number: 17,
         name: "history",
         sqlite: include_str!("../../../migrations/sqlite/0017_history.sql"),

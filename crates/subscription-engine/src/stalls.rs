@@ -69,6 +69,16 @@ async fn bounded(id: &str, work: impl Future<Output = sqlx::Result<()>>) -> bool
     }
 }
 
+/// Writes down what is in the way of somebody who cannot do so, if that is possible right now.
+pub(crate) async fn note_at_once(engine: &Engine, id: &str, why: &str) {
+    bounded(id, note(engine.store().database(), id, why)).await;
+}
+
+/// Takes that back.
+pub(crate) async fn take_back(engine: &Engine, id: &str) {
+    bounded(id, forget(engine.store().database(), id)).await;
+}
+
 async fn note(database: &Database, id: &str, why: &str) -> sqlx::Result<()> {
     let Some((now,)) = database.fetch_optional::<(Timestamp,)>("SELECT {now}", ()).await? else {
         return Ok(());

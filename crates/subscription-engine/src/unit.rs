@@ -188,7 +188,7 @@ pub(crate) async fn work<'a>(
     }
     let writing = context.writing();
     let work = registered.subscriber.handle(events, &mut context);
-    let worked = bounded(engine, writing, work).await;
+    let worked = bounded(engine, registered.definition.id(), writing, work).await;
     undone_if_failed(worked, context).await
 }
 
@@ -322,11 +322,13 @@ pub(crate) enum Cut {
 /// past its context.
 pub(crate) async fn bounded(
     engine: &Engine,
+    id: &str,
     writing: watch::Receiver<Writing>,
     work: impl Future<Output = Result<(), BoxError>>,
 ) -> Result<(), BoxError> {
     const REASON: &str = "a subscriber appends through its context, so that it commits with its position";
     let work = IN_UNIT.scope((), refuse_appends(REASON, AssertUnwindSafe(work).catch_unwind()));
+    let work = engine.on_threads().run(id, work);
     tokio::select! {
         result = work => {
             result.unwrap_or_else(|panic| Err(Cut::Panicked(panic_message(&*panic)).into()))

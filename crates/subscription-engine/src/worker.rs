@@ -12,6 +12,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::blocked;
 use crate::cursor::Cursor;
 use crate::effects::keep_delivering;
 use crate::engine::{Criteria, Engine, EngineError, refuse_inside_unit};
@@ -21,6 +22,8 @@ use crate::worker_row;
 
 /// How often a worker says that it is there.
 const BEAT: Duration = Duration::from_secs(5);
+/// A worker that missed a beat is looked for.
+pub(crate) const SUSPICIOUS_SILENCE: Duration = Duration::from_secs(7);
 /// How long the end of a worker waits for its row to go.
 const FORGET_LIMIT: Duration = Duration::from_secs(2);
 /// The row of a worker that was silent for this long is deleted.
@@ -65,6 +68,7 @@ impl Worker {
         let (listener, stopped) = (engine.clone(), stopping.subscribe());
         tasks.spawn(async move { listener.store().listen(until(stopped)).await });
         tasks.spawn(self.clone().keep_beating(stopping.subscribe()));
+        tasks.spawn(blocked::keep_noting(engine.clone(), stopping.subscribe()));
         tasks.spawn(self.clone().follow_all(stopping.subscribe(), is_careful));
         if !engine.deliveries().is_empty() {
             let (engine, criteria) = (engine.clone(), criteria.clone());

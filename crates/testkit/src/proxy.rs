@@ -1,17 +1,19 @@
 //! A slow network between a program and PostgreSQL, that a test has under control: it can keep back the answer to a
-//! certain statement while other things happen, so that one interleaving of two tasks is had for certain.
+//! certain statement while other things happen, so that one interleaving of two tasks is had for certain; and it can
+//! vanish, without a word to either side.
 //!
 //! It passes everything on, and understands just enough of the protocol to know which statement an answer is to.
 
 use std::collections::HashSet;
 use std::io;
 use std::net::Ipv4Addr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 /// The proxy; it ends, and so does every connection through it, when it is dropped.
@@ -19,6 +21,7 @@ use tokio::task::JoinSet;
 pub struct Proxy {
     port: u16,
     rule: Rule,
+    way: watch::Sender<Way>,
     _tasks: JoinSet<()>,
 }
 
@@ -27,6 +30,14 @@ pub struct Proxy {
 pub struct HeldAnswer {
     arrived: oneshot::Receiver<()>,
     _release: oneshot::Sender<()>,
+}
+
+/// Whether there is a way at present.
+#[derive(Clone, Copy, Debug, Default)]
+struct Way {
+    is_gone: bool,
+    /// How often it has vanished.
+    times: u64,
 }
 
 /// Which answer is kept back: the next one to a statement with this text.
@@ -47,18 +58,31 @@ impl Proxy {
         let rule = Rule::default();
         let mut tasks = JoinSet::new();
         let of_listener = Arc::clone(&rule);
+        let way = watch::Sender::new(Way::default());
+        let seen = way.subscribe();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(pass_on(client, server.clone(), Arc::clone(&of_listener)));
+                connections.spawn(pass_on(client, server.clone(), Arc::clone(&of_listener), seen.clone()));
             }
         });
-        Self { port, rule, _tasks: tasks }
+        Self { port, rule, way, _tasks: tasks }
     }
 
     /// The URL that leads to the same place by this way.
     pub fn url(&self, url: &str) -> String {
         url.replacen(address(url), &format!("127.0.0.1:{}", self.port), 1)
+    }
+
+    /// From now on nothing gets through, and nobody is told.
+    pub fn vanish(&self) {
+        self.way.send_modify(|way| *way = Way { is_gone: true, times: way.times + 1 });
+    }
+
+    /// New connections get through again. The server has given up those from before, of which their clients hear
+    /// nothing.
+    pub fn come_back(&self) {
+        self.way.send_modify(|way| way.is_gone = false);
     }
 
     /// Keeps back the answer to the next statement that has this in its text.
@@ -87,21 +111,32 @@ fn address(url: &str) -> &str {
     rest.split_once('/').expect("a URL with a database").0
 }
 
-async fn pass_on(client: TcpStream, server: String, rule: Rule) {
+async fn pass_on(client: TcpStream, server: String, rule: Rule, mut way: watch::Receiver<Way>) {
+    // The kernel has accepted it already; of what follows nothing arrives while there is no way.
+    let Ok(times) = way.wait_for(|way| !way.is_gone).await.map(|way| way.times) else { return };
     let Ok(server) = TcpStream::connect(server).await else { return };
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let holds = Arc::new(Mutex::new(None));
-    // Whichever side ends first ends both.
-    tokio::select! {
-        _ = statements(from_client, to_server, &rule, &holds) => {}
-        _ = answers(from_server, to_client, &holds) => {}
+    let (mut from_client, mut to_client) = (from_client, to_client);
+    {
+        let mut statements = pin!(statements(&mut from_client, to_server, &rule, &holds));
+        let mut answers = pin!(answers(from_server, &mut to_client, &holds));
+        // Whichever side ends first ends both.
+        tokio::select! {
+            _ = &mut statements => return,
+            _ = &mut answers => return,
+            _ = way.wait_for(|way| way.times > times) => {}
+        }
+        let _ = way.wait_for(|way| !way.is_gone).await;
     }
+    // The server's side has ended here. The client's never does by itself.
+    std::future::pending::<()>().await;
 }
 
 /// Passes on what the client says, message by message, and notes when an answer is to be kept back.
 async fn statements(
-    mut client: OwnedReadHalf,
+    client: &mut OwnedReadHalf,
     mut server: OwnedWriteHalf,
     rule: &Rule,
     holds: &Mutex<Option<Hold>>,
@@ -109,13 +144,13 @@ async fn statements(
     // The first message has no kind.
     let length = client.read_u32().await?;
     server.write_u32(length).await?;
-    server.write_all(&body(&mut client, length).await?).await?;
+    server.write_all(&body(client, length).await?).await?;
     // The prepared statements that have the text of the rule.
     let mut names = HashSet::new();
     loop {
         let kind = client.read_u8().await?;
         let length = client.read_u32().await?;
-        let body = body(&mut client, length).await?;
+        let body = body(client, length).await?;
         if let Some(hold) = matching(rule, kind, &body, &mut names) {
             *holds.lock().unwrap_or_else(PoisonError::into_inner) = Some(hold);
         }
@@ -148,7 +183,7 @@ async fn body(client: &mut OwnedReadHalf, length: u32) -> io::Result<Vec<u8>> {
 
 async fn answers(
     mut server: OwnedReadHalf,
-    mut client: OwnedWriteHalf,
+    client: &mut OwnedWriteHalf,
     holds: &Mutex<Option<Hold>>,
 ) -> io::Result<()> {
     let mut bytes = vec![0; 64 * 1024];

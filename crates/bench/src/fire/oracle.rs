@@ -1,11 +1,13 @@
 //! What must hold: of what is committed at any moment, and of everything once all is mended and quiet.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use store::{Event, Filter, Position, Sql, Store, TableName};
 use subscription_engine::{Criteria, Engine};
 use uuid::Uuid;
 
+use super::outside;
 use super::subscribers::{ALL, INDIGESTIBLE, Ours, REMOVED};
 use crate::BoxError;
 
@@ -48,6 +50,7 @@ pub(super) async fn look(store: &Store, engine: &Engine) -> Result<Vec<String>, 
                 .push(format!("the checkpoint of {} does not fit what it handled: {strays:?}", ours.id));
         }
     }
+    violations.extend(outside::look(store).await?);
     Ok(violations)
 }
 
@@ -56,6 +59,7 @@ pub(super) async fn judge(
     store: &Store,
     engine: &Engine,
     acknowledged: &[Uuid],
+    outbox: &Path,
 ) -> Result<(usize, Vec<String>), BoxError> {
     let events = everything(store).await?;
     let ids: BTreeSet<Uuid> = events.iter().map(|event| event.id).collect();
@@ -67,6 +71,7 @@ pub(super) async fn judge(
     for ours in &ALL {
         violations.extend(judge_one(store, engine, ours, &events).await?);
     }
+    violations.extend(outside::judge(store, &events, outbox).await?);
     violations.extend(look(store, engine).await?);
     let head = store.head().await?.position;
     for overview in engine.status(&Criteria::all()).await? {

@@ -1,14 +1,18 @@
-//! Four subscribers that each write down what they handle, in the order in which they do; two of them answer.
+//! Five subscribers that each write down what they handle, in the order in which they do; two of them answer, and one
+//! reaches beyond the log.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use store::{Event, ExpectedVersion, Json, Store, StreamName};
 use subscription_engine::{
-    BoxError, Context, Definition, Engine, ParkKey, Poison, RegisterError, Registry, RetryStrategy, Settings,
-    Subscriber,
+    BoxError, Context, Definition, Delivery, Engine, ParkKey, Poison, RegisterError, Registry, RetryStrategy,
+    Settings, Subscriber,
 };
+
+use super::outside::{OUTSIDE, Outbox, Outside};
 
 pub(super) const HAPPENED: &str = "Fire.Happened";
 /// Cannot be handled before all is mended.
@@ -25,7 +29,7 @@ pub(super) const STOPPING: &str = "stopping";
 pub(super) const FILTERED: &str = "filtered";
 /// Wants none either; operators remove it, and it begins again.
 pub(super) const REMOVED: &str = "removed";
-pub(super) const IDS: [&str; 4] = [PARKING, STOPPING, FILTERED, REMOVED];
+pub(super) const IDS: [&str; 5] = [PARKING, STOPPING, FILTERED, REMOVED, OUTSIDE];
 
 /// What a failure at poison says; whatever else a handler fails with was not meant to be.
 pub(super) const INDIGESTIBLE: &str = "it is poison";
@@ -40,7 +44,7 @@ pub(super) struct Ours {
 }
 
 /// All of them.
-pub(super) const ALL: [Ours; 4] = [
+pub(super) const ALL: [Ours; 5] = [
     Ours { id: PARKING, table: "fire_parking", wants: [HAPPENED, POISON], answers: Some("answers-parking") },
     Ours {
         id: STOPPING,
@@ -50,13 +54,17 @@ pub(super) const ALL: [Ours; 4] = [
     },
     Ours { id: FILTERED, table: "fire_filtered", wants: [HAPPENED, HAPPENED], answers: None },
     Ours { id: REMOVED, table: "fire_removed", wants: [HAPPENED, HAPPENED], answers: None },
+    Ours { id: OUTSIDE, table: "fire_outside", wants: [HAPPENED, HAPPENED], answers: None },
 ];
 
-/// An engine that knows all of them, in small units.
-pub(super) fn engine_on(store: &Store) -> Result<Engine, RegisterError> {
-    let registry = Registry::new(ALL.map(|ours| Arc::new(ours) as Arc<dyn Subscriber>))?;
+/// An engine that knows all of them, in small units, and sends into this file.
+pub(super) fn engine_on(store: &Store, outbox: &Path) -> Result<Engine, RegisterError> {
+    let registry = Registry::new(ALL.map(|ours| -> Arc<dyn Subscriber> {
+        if ours.id == OUTSIDE { Arc::new(Outside(ours)) } else { Arc::new(ours) }
+    }))?;
+    let outbox: Arc<dyn Delivery> = Arc::new(Outbox(outbox.to_owned()));
     let settings = Settings { unit_events: 4, poll: Duration::from_millis(100), ..Settings::default() };
-    Ok(Engine::new(store.clone(), registry, "fire").with_settings(settings))
+    Engine::new(store.clone(), registry, "fire").with_settings(settings).with_deliveries([outbox])
 }
 
 /// Makes the table that says whether poison can be handled.
@@ -82,7 +90,7 @@ impl Subscriber for Ours {
         let park = Poison::Park { key: ParkKey::Stream, cap_count: u64::MAX, cap_share: 1.0 };
         let definition = match self.id {
             PARKING => Definition::projector(self.id).with_poison(park),
-            STOPPING => Definition::processor(self.id),
+            STOPPING | OUTSIDE => Definition::processor(self.id),
             _ => Definition::projector(self.id),
         };
         definition.with_retry(retry).on(self.wants).with_table("applied", self.table)

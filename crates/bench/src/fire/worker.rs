@@ -1,6 +1,7 @@
 //! The worker processes: they die when they are killed, and now and then by themselves, right at a commit.
 
 use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -28,6 +29,9 @@ pub struct WorkerArguments {
     /// When it dies by itself follows from this.
     #[arg(long)]
     seed: u64,
+    /// The file into which effects are sent.
+    #[arg(long)]
+    outbox: PathBuf,
 }
 
 /// A process that was started; killed when dropped.
@@ -45,9 +49,15 @@ pub(super) struct End {
 
 impl WorkerProcess {
     /// Does not wait until it works: it may be killed before.
-    pub(super) fn start(program: &ChildProgram, url: &str, seed: u64) -> Result<Self, BoxError> {
+    pub(super) fn start(
+        program: &ChildProgram,
+        url: &str,
+        seed: u64,
+        outbox: &Path,
+    ) -> Result<Self, BoxError> {
         let child = Command::new(&program.0)
-            .args(["fire-worker", url, "--seed", &seed.to_string()])
+            .args(["fire-worker", url, "--seed", &seed.to_string(), "--outbox"])
+            .arg(outbox)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -123,7 +133,7 @@ pub async fn be_worker(arguments: &WorkerArguments) -> Result<(), BoxError> {
     });
     let store = open(&arguments.url, CONNECTIONS).await?;
     let dying = Dying(Mutex::new(Random::from_seed(arguments.seed)));
-    let engine = engine_on(&store)?.with_faults(Arc::new(dying));
+    let engine = engine_on(&store, &arguments.outbox)?.with_faults(Arc::new(dying));
     let worker = Worker::new(engine, Criteria::all(), "fire");
     let until_stopped = async {
         let _ = stopped.await;

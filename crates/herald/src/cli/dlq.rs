@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::app::App;
 use crate::cli::confirm::confirm;
 use crate::cli::{Global, code_of, known, outcome_text, reason_given};
+use crate::commands::with_flags;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::output::{json, line, list, moment, note};
@@ -281,16 +282,17 @@ async fn show(app: &App, global: &Global, id: &str, position: i64) -> Result<(),
             }
         }
     }
-    field("next", &format!("herald events show {position}"));
+    let next = |name: &str, command: &str| field(name, &with_flags(command));
+    next("next", &format!("herald events show {position}"));
     match letter.reason {
         Reason::Failed { .. } => {
-            field("", &format!("herald dlq retry {id} {position}   # after a fix"));
+            next("", &format!("herald dlq retry {id} {position}   # after a fix"));
         }
         Reason::Behind { .. } => {
-            field("", &format!("herald dlq retry {id} --key {:?}        (oldest first)", row.key));
+            next("", &format!("herald dlq retry {id} --key {:?}        (oldest first)", row.key));
         }
     }
-    field("", &format!("herald dlq discard {id} {position} --reason …        (to give it up)"));
+    next("", &format!("herald dlq discard {id} {position} --reason …        (to give it up)"));
     Ok(())
 }
 

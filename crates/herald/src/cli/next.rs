@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::commands::with_flags;
+
 /// A command that may be the next one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Next {
@@ -14,7 +16,7 @@ pub(crate) struct Next {
 
 /// The one thing to do.
 pub(crate) fn next(command: impl Into<String>) -> Next {
-    Next { command: command.into(), when: None }
+    Next { command: with_flags(&command.into()).into_owned(), when: None }
 }
 
 impl Next {

@@ -1,8 +1,7 @@
 //! `herald status`: how everything gets on, on one page; with `--watch` again and again.
 
-use std::collections::HashMap;
 use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
@@ -11,7 +10,9 @@ use subscription_engine::{Criteria, Overview, Standing, State};
 use crate::app::App;
 use crate::cli::findings::{self, Finding};
 use crate::cli::next::Next;
+use crate::cli::pace::{Stood, time_left};
 use crate::cli::{Global, parse_duration};
+use crate::commands::with_flags;
 use crate::config::Config;
 use crate::exit::Exit;
 use crate::output::{Format, duration, item, json, line, stdout_is_over};
@@ -77,17 +78,12 @@ struct Line {
     lag_seconds: Option<u64>,
     /// Positions a second since the last look.
     rate: Option<f64>,
+    /// Until nothing waits any more, at this rate.
+    seconds_left: Option<u64>,
     dead_letters: String,
     definition_changes: Vec<String>,
     /// What to type about it, if there is anything.
     next: Option<Next>,
-}
-
-/// Where everything stood at the last look.
-struct Before {
-    at: Instant,
-    head: i64,
-    positions: HashMap<String, i64>,
 }
 
 pub(super) async fn run(config: &Config, global: &Global, arguments: &Arguments) -> Result<u8, Exit> {
@@ -127,28 +123,15 @@ async fn watch(app: &App, global: &Global, every: Duration) -> Result<u8, Exit> 
     }
 }
 
-async fn look(app: &App, before: Option<&Before>) -> Result<(Page, Before), Exit> {
+async fn look(app: &App, before: Option<&Stood>) -> Result<(Page, Stood), Exit> {
     let overviews = app.engine.status(&Criteria::all()).await?;
     let workers = app.engine.live_workers().await?;
     let head = app.store.head().await?.position;
     let clock = app.store.clock().now().await?;
-    let now = Before {
-        at: Instant::now(),
-        head: head.0,
-        positions: overviews
-            .iter()
-            .map(|one| (one.subscription.id.clone(), one.subscription.read_from().0))
-            .collect(),
-    };
-    let rate = |from: Option<i64>, to: i64| {
-        let seconds = now.at.duration_since(before?.at).as_secs_f64();
-        // What was set back has no rate.
-        let moved = u32::try_from(to - from?).ok()?;
-        Some((f64::from(moved) / seconds * 10.0).round() / 10.0)
-    };
+    let now = Stood::new(head, &overviews);
     let of_one = |overview: &Overview| {
         let subscription = &overview.subscription;
-        let stood = before.and_then(|before| before.positions.get(&subscription.id).copied());
+        let rate = before.and_then(|before| before.rate(overview, &now));
         Line {
             id: subscription.id.clone(),
             status: subscription.state.status().word(),
@@ -157,7 +140,8 @@ async fn look(app: &App, before: Option<&Before>) -> Result<(Page, Before), Exit
             position: subscription.position.map(|position| position.to_string()),
             lag: overview.lag.to_string(),
             lag_seconds: overview.waiting_since.map(|since| clock.since(since).as_secs()),
-            rate: rate(stood, subscription.read_from().0),
+            rate,
+            seconds_left: time_left(overview, rate).map(|left| left.as_secs()),
             dead_letters: subscription.letters.open.to_string(),
             definition_changes: overview.changes.clone(),
             next: findings::of_subscription(overview, clock).map(|finding| finding.next),
@@ -166,7 +150,7 @@ async fn look(app: &App, before: Option<&Before>) -> Result<(Page, Before), Exit
     let sum = |of: fn(&Overview) -> i64| overviews.iter().map(of).sum::<i64>().to_string();
     let page = Page {
         head: head.to_string(),
-        append_rate: rate(before.map(|before| before.head), head.0),
+        append_rate: before.and_then(|before| before.append_rate(&now)),
         workers: workers
             .iter()
             .map(|worker| WorkerLine {
@@ -219,7 +203,7 @@ fn show(global: &Global, page: &Page, again: bool) -> Result<(), Exit> {
         line(&format!("               → {}", finding.next));
     }
     match page.workers.as_slice() {
-        [] => line("workers        none runs: start one with `herald worker`"),
+        [] => line(&with_flags("workers        none runs: start one with `herald worker`")),
         workers => {
             for (index, worker) in workers.iter().enumerate() {
                 let up = worker.up_seconds.map_or_else(String::new, |seconds| {
@@ -240,7 +224,7 @@ fn show(global: &Global, page: &Page, again: bool) -> Result<(), Exit> {
     let none = page.subscriptions.is_empty();
     line(&format!("subscriptions  {}", if none { "none".to_owned() } else { counts.join(", ") }));
     if page.dead_letters != "0" {
-        line(&format!("dead letters   {}: see `herald dlq list`", page.dead_letters));
+        line(&with_flags(&format!("dead letters   {}: see `herald dlq list`", page.dead_letters)));
     }
     if page.effects_pending != "0" || page.effects_held != "0" {
         line(&format!("effects        {} pending, {} held", page.effects_pending, page.effects_held));
@@ -253,7 +237,7 @@ fn show(global: &Global, page: &Page, again: bool) -> Result<(), Exit> {
         }
     }
     if let Some(more) = page.subscriptions.len().checked_sub(SHOWN).filter(|more| *more > 0) {
-        line(&format!("and {more} more: see `herald sub list`"));
+        line(&with_flags(&format!("and {more} more: see `herald sub list`")));
     }
     if again && !std::io::stdout().is_terminal() {
         line("");
@@ -266,10 +250,13 @@ fn of_subscription(one: &Line) -> String {
         .lag_seconds
         .map_or_else(String::new, |seconds| format!(" ({})", duration(Duration::from_secs(seconds))));
     let rate = one.rate.map_or_else(String::new, |rate| format!(", {rate} a second"));
+    let left = one
+        .seconds_left
+        .map_or_else(String::new, |seconds| format!(", {} left", duration(Duration::from_secs(seconds))));
     let why = one.stalled_because.as_ref().map_or_else(String::new, |why| format!(": {why}"));
     let changed = if one.definition_changes.is_empty() { "" } else { ", definition changed" };
     format!(
-        "  {:<28} {:<9} {:<10} lag {}{waits}{rate}{changed}{why}",
+        "  {:<28} {:<9} {:<10} lag {}{waits}{rate}{left}{changed}{why}",
         one.id, one.status, one.progress, one.lag
     )
 }

@@ -16,6 +16,7 @@ use subscription_engine::{Criteria, Outcome, Overview, Report, Stall, Standing, 
 
 use crate::app::App;
 use crate::cli::findings::{stall_text, standing_text};
+use crate::cli::pace::{self, Stood, time_left};
 use crate::cli::projection::progress_of;
 use crate::cli::{Global, code_of};
 use crate::config::Config;
@@ -276,6 +277,10 @@ struct Row {
     position: Option<String>,
     lag: String,
     lag_seconds: Option<u64>,
+    /// Positions a second, of what moves.
+    rate: Option<f64>,
+    /// Until nothing waits any more, at this rate.
+    seconds_left: Option<u64>,
     dead_letters: String,
     attempt: u32,
     next_retry: Option<Timestamp>,
@@ -289,7 +294,7 @@ struct Row {
 }
 
 impl Row {
-    fn new(overview: &Overview, now: Timestamp) -> Self {
+    fn new(overview: &Overview, rate: Option<f64>, now: Timestamp) -> Self {
         let subscription = &overview.subscription;
         let next_retry = match subscription.state {
             State::Error { next_retry, .. } => next_retry,
@@ -305,6 +310,8 @@ impl Row {
             position: subscription.position.map(|position| position.to_string()),
             lag: overview.lag.to_string(),
             lag_seconds: overview.waiting_since.map(|since| now.since(since).as_secs()),
+            rate,
+            seconds_left: time_left(overview, rate).map(|left| left.as_secs()),
             dead_letters: subscription.letters.open.to_string(),
             attempt: subscription.attempt,
             next_retry,
@@ -322,6 +329,17 @@ impl Row {
         match self.lag_seconds {
             Some(seconds) => format!("{} ({})", self.lag, duration(std::time::Duration::from_secs(seconds))),
             None => self.lag.clone(),
+        }
+    }
+}
+
+/// How fast it moves, and how long that takes.
+fn rate_text(row: &Row) -> String {
+    match (row.rate, row.seconds_left) {
+        (None, _) => "-".to_owned(),
+        (Some(rate), None) => format!("{rate}/s"),
+        (Some(rate), Some(left)) => {
+            format!("{rate}/s ({} left)", duration(std::time::Duration::from_secs(left)))
         }
     }
 }
@@ -368,9 +386,18 @@ pub(super) fn stalled_because(overview: &Overview, now: Timestamp) -> Option<Str
 }
 
 async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(), Exit> {
-    let overviews = app.engine.status(criteria).await?;
+    let mut overviews = app.engine.status(criteria).await?;
+    let mut before = None;
+    if overviews.iter().any(pace::moves) {
+        // Only a second look tells how fast.
+        before = Some(Stood::new(app.store.head().await?.position, &overviews));
+        tokio::time::sleep(pace::BETWEEN).await;
+        overviews = app.engine.status(criteria).await?;
+    }
+    let stand = Stood::new(app.store.head().await?.position, &overviews);
+    let rate = |overview: &Overview| before.as_ref().and_then(|before| before.rate(overview, &stand));
     let now = app.store.clock().now().await?;
-    let mut rows: Vec<Row> = overviews.iter().map(|overview| Row::new(overview, now)).collect();
+    let mut rows: Vec<Row> = overviews.iter().map(|one| Row::new(one, rate(one), now)).collect();
     for (row, overview) in rows.iter_mut().zip(&overviews) {
         // Why it is paused is told too where nothing waits for it.
         if let (State::Paused { .. }, Standing::Idle) = (&overview.subscription.state, &overview.standing)
@@ -380,7 +407,7 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
             row.note = if row.note.is_empty() { paused } else { format!("{paused}; {}", row.note) };
         }
     }
-    let header = ["ID", "GROUP", "STATUS", "PROGRESS", "POSITION", "LAG", "DEAD", "NOTE"];
+    let header = ["ID", "GROUP", "STATUS", "PROGRESS", "POSITION", "LAG", "RATE", "DEAD", "NOTE"];
     list(global.output, global.no_header, "herald.sub.list/1", &header, &rows, None, |row| {
         vec![
             row.id.clone(),
@@ -389,6 +416,7 @@ async fn list_all(app: &App, global: &Global, criteria: &Criteria) -> Result<(),
             row.progress.to_owned(),
             row.position.clone().unwrap_or_else(|| "-".to_owned()),
             row.lag_text(),
+            rate_text(row),
             row.dead_letters.clone(),
             row.note.clone(),
         ]

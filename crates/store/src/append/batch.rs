@@ -158,12 +158,14 @@ impl Lane {
     }
 
     async fn write_on_postgres(&mut self, appends: &[Arc<Append>]) -> Vec<Fate> {
+        let database = self.shared.database.clone();
         let connection = match self.connection().await {
             Ok(connection) => connection,
             Err(error) => return not_sent(&error, appends.len()),
         };
         if appends.len() > 1 {
-            match append_on_postgres(connection, appends, Together::EachForItself).await {
+            let appending = append_on_postgres(connection, appends, Together::EachForItself);
+            match database.answer(appending).await {
                 Ok(outcomes) => return outcomes.into_iter().map(Fate::from).collect(),
                 Err(error) if is_broken_connection(&error) => {
                     self.drop_connection();
@@ -188,13 +190,14 @@ impl Lane {
     }
 
     async fn write_one_on_postgres(&mut self, append: &Arc<Append>) -> Fate {
+        let database = self.shared.database.clone();
         let mut attempt = 1;
         loop {
             let connection = match self.connection().await {
                 Ok(connection) => connection,
                 Err(error) => return Fate::Failed(AppendError::Database(error)),
             };
-            return match append_one_on_postgres(connection, append).await {
+            return match database.answer(append_one_on_postgres(connection, append)).await {
                 Ok(outcome) => Fate::Written(outcome),
                 Err(error) if is_duplicate_id(&error) => Fate::Written(Outcome::Known),
                 Err(error) if is_closed_stream(&error) => Fate::Written(Outcome::StreamClosed),
@@ -240,24 +243,12 @@ impl Lane {
 
     /// What is to be said of an append that was not written: only the log can tell.
     async fn look_up(&mut self, append: &Append, outcome: Outcome) -> Result<Appended, AppendError> {
-        let mut reader;
-        let connection = if self.connection.is_some() {
-            self.connection().await?
-        } else {
-            reader = self.shared.database.reader().await?;
-            &mut reader
-        };
-        match outcome {
-            Outcome::Conflict(actual) => Err(conflict(connection, append, actual).await?),
-            // It may have been written before the stream was closed.
-            Outcome::StreamClosed => match known_append(connection, append).await {
-                Err(AppendError::Database(sqlx::Error::RowNotFound)) => {
-                    Err(AppendError::StreamClosed(append.stream.clone()))
-                }
-                known => known,
-            },
-            Outcome::Known | Outcome::Appended(_) => known_append(connection, append).await,
+        let database = self.shared.database.clone();
+        if self.connection.is_some() {
+            let connection = self.connection().await?;
+            return database.answer(looked_up(connection, append, outcome)).await;
         }
+        database.answer(async { looked_up(&mut database.reader().await?, append, outcome).await }).await
     }
 }
 
@@ -267,6 +258,24 @@ impl Drop for Lane {
         if !self.is_patient {
             self.drop_connection();
         }
+    }
+}
+
+async fn looked_up(
+    connection: &mut Connection,
+    append: &Append,
+    outcome: Outcome,
+) -> Result<Appended, AppendError> {
+    match outcome {
+        Outcome::Conflict(actual) => Err(conflict(connection, append, actual).await?),
+        // It may have been written before the stream was closed.
+        Outcome::StreamClosed => match known_append(connection, append).await {
+            Err(AppendError::Database(sqlx::Error::RowNotFound)) => {
+                Err(AppendError::StreamClosed(append.stream.clone()))
+            }
+            known => known,
+        },
+        Outcome::Known | Outcome::Appended(_) => known_append(connection, append).await,
     }
 }
 

@@ -106,7 +106,10 @@ pub(super) async fn fetch(database: &Database, query: Query, max_bytes: usize) -
         Database::Sqlite { threads, .. } => {
             Ok(threads.read(move |connection| fetch_native(connection, &query, max_bytes)).await?)
         }
-        Database::Postgres { .. } => fetch_in(&mut database.reader().await?, &query, max_bytes).await,
+        Database::Postgres { .. } => {
+            let fetching = async { fetch_in(&mut database.reader().await?, &query, max_bytes).await };
+            database.answer(fetching).await
+        }
     }
 }
 
@@ -156,7 +159,7 @@ pub(crate) async fn fetch_numbers(database: &Database, query: Query) -> sqlx::Re
         Database::Postgres { pool, .. } => {
             let arguments: PgArguments = arguments(&query)?;
             let sql = Sql::built(query.text).for_database(database.kind());
-            sqlx::query_as_with(sql, arguments).fetch_one(pool).await
+            database.answer(sqlx::query_as_with(sql, arguments).fetch_one(pool)).await
         }
     }
 }
@@ -176,7 +179,7 @@ pub(super) async fn fetch_lines(database: &Database, query: Query) -> sqlx::Resu
         Database::Postgres { pool, .. } => {
             let arguments: PgArguments = arguments(&query)?;
             let sql = Sql::built(query.text).for_database(database.kind());
-            sqlx::query_scalar_with(sql, arguments).fetch_all(pool).await
+            database.answer(sqlx::query_scalar_with(sql, arguments).fetch_all(pool)).await
         }
     }
 }

@@ -54,13 +54,15 @@ impl Store {
     pub async fn explain_head(&self) -> Result<HeadReport, ReadError> {
         let before = match self.database() {
             Database::Sqlite { .. } => None,
-            Database::Postgres { pool, .. } => holders(&mut *pool.acquire().await?).await?,
+            Database::Postgres { pool, .. } => {
+                self.database().answer(async { holders(&mut *pool.acquire().await?).await }).await?
+            }
         };
         let head = self.head().await?;
         // Those for whom the head has just waited in vain, and no others.
         let described = match self.database() {
             Database::Postgres { pool, .. } if before.is_some() => {
-                describe_holders(&mut *pool.acquire().await?).await?
+                self.database().answer(async { describe_holders(&mut *pool.acquire().await?).await }).await?
             }
             _ => Vec::new(),
         };

@@ -17,6 +17,7 @@ use crate::database::Database;
 use crate::errand::Errand;
 use crate::event::Position;
 use crate::fault::Fault;
+use crate::lifeline::Lifeline;
 use crate::store::Store;
 use crate::timestamp::Timestamp;
 use crate::tx::Tx;
@@ -41,9 +42,9 @@ impl Publisher {
         let task = match database {
             // Everything that is visible there is settled.
             Database::Sqlite { .. } => None,
-            Database::Postgres { pool, known } => {
-                let (pool, known) = (pool.clone(), Arc::clone(known));
-                Some(tokio::spawn(publish_when_asked(errand.clone(), pool, known)))
+            Database::Postgres { pool, known, lifeline } => {
+                let (pool, known, lifeline) = (pool.clone(), Arc::clone(known), Arc::clone(lifeline));
+                Some(tokio::spawn(publish_when_asked(errand.clone(), pool, known, lifeline)))
             }
         };
         Self { errand, task: Mutex::new(task) }
@@ -67,13 +68,13 @@ impl Publisher {
     }
 }
 
-async fn publish_when_asked(errand: Errand, pool: PgPool, known: Arc<Known>) {
+async fn publish_when_asked(errand: Errand, pool: PgPool, known: Arc<Known>, lifeline: Arc<Lifeline>) {
     let is_refused = AtomicBool::new(false);
     let publish = async || {
         if is_refused.load(Ordering::Relaxed) {
             return;
         }
-        match publish(&pool, &known).await {
+        match lifeline.keep(publish(&pool, &known)).await {
             Ok(Left::Nothing) => {}
             Ok(Left::Something) => errand.ask(),
             Err(error) => {

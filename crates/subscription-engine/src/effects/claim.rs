@@ -253,7 +253,7 @@ async fn last_look(
         wanted = delivery.still_wanted(effect, tx).await?;
         Ok(())
     };
-    bounded(engine, writing.subscribe(), look).await?;
+    bounded(engine, &effect.subscription_id, writing.subscribe(), look).await?;
     Ok(wanted)
 }
 

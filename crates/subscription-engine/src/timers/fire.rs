@@ -278,7 +278,7 @@ async fn fire_part(
     let timers: Vec<Timer> = part.iter().map(|record| record.timer.clone()).collect();
     let writing = context.writing();
     let work = registered.subscriber.on_timer(&timers, &mut context);
-    let worked = bounded(engine, writing, work).await;
+    let worked = bounded(engine, &seen.id, writing, work).await;
     let mut context = match unit::undone_if_failed(worked, context).await {
         Ok(context) => context,
         Err(part) => return Ok(part),
