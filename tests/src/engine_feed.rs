@@ -288,7 +288,7 @@ async fn at_random(database: &testkit::TestDatabase, random: &mut Random) {
     let here = engine(&store, subscribers()).with_settings(settings);
     let there = engine(&database.store().await.with_upcasters(upcasters()), subscribers());
     let there = there.with_settings(settings);
-    append_at_random(&store, random, 900).await;
+    append_at_random(&store, random, 300).await;
     here.set_up(&Criteria::all(), false).await.unwrap();
     let mut workers: [Option<Running>; 2] = [None, None];
     for _ in 0..40 {
@@ -308,7 +308,7 @@ async fn at_random(database: &testkit::TestDatabase, random: &mut Random) {
                 }
             }
             4 => drop(engine.run(&id, Some(1 + random.below(30))).await.unwrap()),
-            5 => append_at_random(&store, random, 200).await,
+            5 => append_at_random(&store, random, 60).await,
             _ => append_at_random(&store, random, 8).await,
         }
     }
