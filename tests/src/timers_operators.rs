@@ -239,7 +239,7 @@ both! {
                 events: &[store::Event],
                 context: &mut subscription_engine::Context<'_>,
             ) -> Result<(), subscription_engine::BoxError> {
-                Ok(context.because_of(&events[0]).set_timer("a", after(10), store::Json::empty_object())?)
+                Ok(context.because_of(&events[0]).set_timer("a", after(10), Json::empty_object())?)
             }
         }
         let engine = engine(&store, vec![Arc::new(Forgetful)]);

@@ -102,8 +102,8 @@ async fn left(database: &Database, id: &str) -> sqlx::Result<Option<Marker>> {
     let sql = "SELECT position, events, timer_number, runner, row_changed_at, marked_at, {now}
                  FROM herald_unit_markers
                 WHERE subscription_id = $1";
-    let row: Option<(Position, i64, Option<i64>, String, Option<Timestamp>, Timestamp, Timestamp)> =
-        database.fetch_optional(sql, (id,)).await?;
+    type Row = (Position, i64, Option<i64>, String, Option<Timestamp>, Timestamp, Timestamp);
+    let row: Option<Row> = database.fetch_optional(sql, (id,)).await?;
     Ok(row.map(|(position, events, timer, runner, row_changed_at, marked_at, now)| Marker {
         position,
         events,

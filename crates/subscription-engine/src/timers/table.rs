@@ -274,8 +274,8 @@ pub(crate) async fn counts(
                                               LIMIT $2) AS held),
                       (SELECT MIN(try_at) FROM herald_timers AS timer WHERE timer.subscription_id = one.id)
                  FROM herald_subscriptions AS one";
-    let rows: Vec<(String, i64, i64, Option<Timestamp>, i64, Option<Timestamp>)> =
-        database.fetch_all(sql, (now, COUNTED_AT_MOST)).await?;
+    type Row = (String, i64, i64, Option<Timestamp>, i64, Option<Timestamp>);
+    let rows: Vec<Row> = database.fetch_all(sql, (now, COUNTED_AT_MOST)).await?;
     let counts = |(id, pending, overdue, overdue_since, held, next)| {
         (id, TimerCounts { pending, overdue, overdue_since, held, next })
     };
