@@ -4,6 +4,7 @@
 
 mod events;
 mod inbox;
+pub mod operations;
 mod user;
 
 pub use events::{UserHasAcknowledgedNotification, UserWasNotified};
