@@ -67,13 +67,14 @@ pub enum ExecuteError<R: std::error::Error + 'static> {
     /// A decided event cannot be written as JSON.
     #[error("an event cannot be written as JSON")]
     Unwritable(#[from] InvalidJson),
+    // Not transparent: whoever asks what kind of failure it is (`store::Fault`, the engine) looks for the source.
     /// The stream could not be read.
-    #[error(transparent)]
+    #[error("the stream could not be read")]
     Read(#[from] ReadError),
     /// The events could not be appended.
-    #[error(transparent)]
+    #[error("nothing was appended")]
     Append(#[from] AppendError),
     /// The handler in which this ran cannot go on.
-    #[error(transparent)]
+    #[error("the handler cannot go on")]
     Handler(#[from] ContextError),
 }

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use store::{DomainEvent, StreamName, Timestamp};
 use uuid::Uuid;
 
+use crate::events::events;
+
 /// The categories of operations, and of what happened to them.
 pub const EMAIL_OPERATIONS: &str = "email_op";
 /// See [`EMAIL_OPERATIONS`].
@@ -20,20 +22,6 @@ pub const SLACK_EVENTS: &str = "slack";
 /// The stream of an operation in one of these categories.
 pub fn stream_of(category: &str, operation_id: Uuid) -> StreamName {
     StreamName::new(format!("{category}-{operation_id}")).expect("a category and an id make a name")
-}
-
-/// Defines events with public fields: `pub struct Name { field: Type }`, known to the log by their name.
-macro_rules! events {
-    ($($(#[$meta:meta])* $name:ident { $($(#[$field_meta:meta])* $field:ident: $type:ty),* $(,)? })+) => {$(
-        $(#[$meta])*
-        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        #[serde(rename_all = "camelCase")]
-        pub struct $name { $($(#[$field_meta])* pub $field: $type),* }
-
-        impl DomainEvent for $name {
-            const TYPE: &'static str = concat!("Acme.Notifications:", stringify!($name));
-        }
-    )+};
 }
 
 events! {

@@ -1,0 +1,159 @@
+//! The fan-out: a notification of a channel becomes one of each user who was subscribed to it at that moment.
+//!
+//! The handler asks the channel's own stream who was subscribed as of the event, notes them in rows of 500, and sets a
+//! timer that is due at once. Each firing turns some rows into events and sets the timer again until none is left, so
+//! that no transaction is large, and whatever is cut off goes on where it was. Channels take turns, row by row.
+
+use std::collections::HashMap;
+
+use aggregate::AsOf;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use store::{DomainEvent, Event, ExpectedVersion, Json, StreamName, Version};
+use subscription_engine::{BoxError, Context, Definition, Poison, Subscriber, Timer};
+use uuid::Uuid;
+
+use crate::channel::{ChannelState, channels};
+use crate::events::{ChannelWasNotified, UserWasNotified};
+use crate::ids::UserId;
+
+/// So many users stand in a row, and so many are notified in one transaction: a direct notification waits for one
+/// transaction at most.
+const ROW: usize = 500;
+
+/// Turns notifications of channels into notifications of users.
+#[derive(Clone, Copy, Debug)]
+pub struct ChannelFanOut;
+
+/// What a timer has to go on with: the next row of an event.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Next {
+    /// Where the event stands in its channel's stream.
+    version: Version,
+    /// The channel's stream.
+    stream: StreamName,
+    /// Whose turn it is: lower numbers come first.
+    round: i64,
+    /// The row.
+    number: i64,
+    /// How many users are left, the row's included.
+    left: usize,
+}
+
+#[async_trait]
+impl Subscriber for ChannelFanOut {
+    fn definition(&self) -> Definition {
+        Definition::processor("channel_fanout")
+            .on([ChannelWasNotified::TYPE])
+            // An event that cannot be read holds up its channel, and no other one.
+            .with_poison(Poison::park())
+            .with_table("pending", "fan_out_pending")
+    }
+
+    async fn setup(&self, context: &mut Context<'_>) -> Result<(), BoxError> {
+        context.execute("pending", CREATE, ()).await?;
+        context.execute("pending", INDEX, ()).await?;
+        Ok(())
+    }
+
+    async fn handle(&self, events: &[Event], context: &mut Context<'_>) -> Result<(), BoxError> {
+        let repository = channels(context.store().clone());
+        // Events of one channel come one after the other: its past is read once.
+        let mut known: HashMap<&StreamName, AsOf<ChannelState>> = HashMap::new();
+        for event in events {
+            let Some(notified) = event.decode::<ChannelWasNotified>() else { continue };
+            notified?;
+            let earlier = known.remove(&event.stream);
+            let channel = repository.as_of(context, &event.stream, event.version, earlier).await?;
+            let left = channel.state.subscribers().len();
+            if left > 0 {
+                let round = note(&channel.state, event, context).await?;
+                let next =
+                    Next { stream: event.stream.clone(), version: event.version, round, number: 0, left };
+                let key = format!("fan-out:{}", event.stored_id());
+                // An instant that has passed: at once.
+                context.because_of(event).set_timer(key, event.recorded_at, Json::of(&next)?)?;
+            }
+            known.insert(&event.stream, channel);
+        }
+        Ok(())
+    }
+
+    async fn on_timer(&self, timers: &[Timer], context: &mut Context<'_>) -> Result<(), BoxError> {
+        let mut due = Vec::with_capacity(timers.len());
+        for timer in timers {
+            due.push((timer.payload.to::<Next>()?, timer));
+        }
+        due.sort_by_key(|(next, timer)| (next.round, timer.cause_position));
+        let mut notified = 0;
+        for (mut next, timer) in due {
+            let row = next.left.min(ROW);
+            // At least one row each time; what does not fit any more has its turn in the next transaction.
+            if notified == 0 || notified + row <= ROW {
+                notified += row;
+                notify(timer.cause_id, &next, context).await?;
+                next = Next { round: next.round + 1, number: next.number + 1, left: next.left - row, ..next };
+            }
+            if next.left > 0 {
+                let mut cause = context.because_of_timer(timer);
+                cause.set_timer(timer.key.clone(), timer.due, Json::of(&next)?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Notes who is to be notified, and says in which round the first row has its turn: in the one that has begun, so that
+/// whoever comes later waits for one row of each who was first, and for no more.
+async fn note(
+    channel: &ChannelState,
+    event: &Event,
+    context: &mut Context<'_>,
+) -> Result<i64, BoxError> {
+    let table = context.table("pending")?;
+    let first = store::Sql::named("SELECT MIN(round) FROM {t}", &table);
+    let begun: Option<(Option<i64>,)> = context.tx().await?.fetch_optional(first, ()).await?;
+    let round = begun.and_then(|begun| begun.0).unwrap_or(0);
+    let users: Vec<&String> = channel.subscribers().iter().collect();
+    let mut rows = Vec::with_capacity(users.len().div_ceil(ROW));
+    for (number, users) in (0_i64..).zip(users.chunks(ROW)) {
+        rows.push((event.stored_id(), number, round + number, Json::of(&users)?.as_str().to_owned()));
+    }
+    context.execute_many("pending", INSERT, rows).await?;
+    Ok(round)
+}
+
+/// Notifies the users of one row. Ids are derived from the channel's event, so that whatever is done again is the same.
+async fn notify(event_id: Uuid, next: &Next, context: &mut Context<'_>) -> Result<(), BoxError> {
+    let table = context.table("pending")?;
+    let sql = store::Sql::named("SELECT user_ids FROM {t} WHERE event_id = $1 AND number = $2", &table);
+    let row: Option<(String,)> =
+        context.tx().await?.fetch_optional(sql, (event_id, next.number)).await?;
+    let missing = || format!("row {} of event {event_id} is not in {}", next.number, table.as_str());
+    let users: Vec<String> = serde_json::from_str(&row.ok_or_else(missing)?.0)?;
+    let page = context.read_stream(&next.stream, next.version.0, 1).await?;
+    let event = page.events.first().filter(|event| event.stored_id() == event_id);
+    let event = event.ok_or_else(|| format!("{} has no event {event_id} any more", next.stream))?;
+    let Some(notified) = event.decode::<ChannelWasNotified>() else {
+        return Err(format!("event {event_id} is no notification of a channel").into());
+    };
+    let ChannelWasNotified { notification_id, message, timestamp, .. } = notified?;
+    let mut cause = context.because_of(event);
+    for user_id in users {
+        let stream = UserId::new(&user_id)?.stream();
+        let (notification_id, message) = (notification_id.clone(), message.clone());
+        let notified = UserWasNotified { user_id, notification_id, message, timestamp };
+        cause.append_event(&stream, ExpectedVersion::Any, &notified)?;
+    }
+    context.execute("pending", DELETE, (event_id, next.number)).await?;
+    Ok(())
+}
+
+const CREATE: &str = "CREATE TABLE {t} (
+    event_id UUID NOT NULL, number BIGINT NOT NULL, round BIGINT NOT NULL, user_ids TEXT NOT NULL,
+    PRIMARY KEY (event_id, number))";
+const INDEX: &str = "CREATE INDEX {t}_round ON {t} (round)";
+/// What is there already is of the same event.
+const INSERT: &str = "INSERT INTO {t} (event_id, number, round, user_ids) VALUES {rows}
+    ON CONFLICT (event_id, number) DO NOTHING";
+const DELETE: &str = "DELETE FROM {t} WHERE event_id = $1 AND number = $2";
