@@ -3,8 +3,10 @@
 
 mod append;
 mod append_model;
+mod aggregates;
 mod backup;
 mod bad_input;
+mod channels;
 mod check_cli;
 mod conformance;
 mod crash;
@@ -40,6 +42,7 @@ mod events_cli;
 mod exchange;
 mod exchange_forged;
 mod exchange_interrupted;
+mod fan_out;
 mod faults;
 mod filters;
 mod fire;
