@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use aggregate::{
-    Aggregate, CommandRules, ContextProvider, ExecuteError, Provenance, Repository, event_id, event_set, given,
+    Aggregate, CommandRules, ContextProvider, ExecuteError, Provenance, Repository, event_id, event_set,
+    given,
 };
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -96,9 +97,10 @@ impl Aggregate for Door {
             DoorCommand::Open if *width == 0 => Err(Jammed),
             DoorCommand::Open if door.is_open => Ok(vec![]),
             DoorCommand::Open => Ok(vec![DoorEvent::DoorWasOpened(DoorWasOpened {})]),
-            DoorCommand::Slam => {
-                Ok(vec![DoorEvent::DoorWasOpened(DoorWasOpened {}), DoorEvent::DoorWasClosed(DoorWasClosed {})])
-            }
+            DoorCommand::Slam => Ok(vec![
+                DoorEvent::DoorWasOpened(DoorWasOpened {}),
+                DoorEvent::DoorWasClosed(DoorWasClosed {}),
+            ]),
         }
     }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use aggregate::{ExecuteError, Provenance, Repository};
 use notification_subscribers::{
-    Channel, ChannelCommand, ChannelFanOut, ChannelId, ChannelRefusal, ChannelWasNotified, InboxProjector, Now,
-    UserId, UserWasNotified, channels,
+    Channel, ChannelCommand, ChannelFanOut, ChannelId, ChannelRefusal, ChannelWasNotified, InboxProjector,
+    Now, UserId, UserWasNotified, channels,
 };
 use store::{DomainEvent, Event, Store, Timestamp};
 use subscription_engine::{Criteria, Settings, Subscriber};
@@ -167,8 +167,11 @@ both! {
         does(&stage, &channels, "other", join("somebody else")).await;
         does(&stage, &channels, "large", notify("large")).await;
         does(&stage, &channels, "small", notify("small")).await;
-        stage.engine().run(&Criteria::id("channel_fanout"), None).await.unwrap();
-        let fire = async || stage.engine().fire_timers(&Criteria::all()).await.unwrap();
+        // A timer fires behind everything that had happened when it was seen due.
+        let fire = async || {
+            stage.engine().run(&Criteria::id("channel_fanout"), None).await.unwrap();
+            assert!(stage.engine().fire_timers(&Criteria::all()).await.unwrap().fired > 0);
+        };
         let count = async |id: &str| {
             reached(&all_events(stage.store()).await).iter().filter(|(told, _)| told == id).count()
         };
@@ -178,11 +181,10 @@ both! {
         fire().await;
         // In the middle of it another one comes.
         does(&stage, &channels, "other", notify("other")).await;
-        stage.engine().run(&Criteria::id("channel_fanout"), None).await.unwrap();
         fire().await;
         fire().await;
         assert_eq!(count("other").await, 1);
-        assert!(count("large").await < 2_500);
+        assert!(count("large").await < 3_000);
         stage.run().await;
         assert_eq!((count("large").await, count("small").await, count("other").await), (3_000, 1, 1));
     }
@@ -275,20 +277,23 @@ both! {
         assert_eq!(usize::try_from(inbox[0].0).unwrap(), expected.len(), "HERALD_TEST_SEED={seed}");
     }
 
-    /// E-22: an operator has it handled again; everything is there already.
-    async fn e22_handled_again_after_a_rewind(database: TestDatabase) {
+    /// E-22: a checkpoint comes back that is older than the log, so that all is handled again: everything is there
+    /// already.
+    async fn e22_handled_again(database: TestDatabase) {
         let (stage, channels) = stage(database).await;
         does(&stage, &channels, "c", add()).await;
         subscribe(stage.store(), "channel-c", 600).await;
+        let checkpoint = "UPDATE herald_subscriptions
+                             SET position = 601, position_event_at = 601,
+                                 position_event_id = (SELECT id FROM herald_events WHERE position = 601)
+                           WHERE id = 'channel_fanout'";
         does(&stage, &channels, "c", notify("n1")).await;
         stage.run().await;
-        let before = all_events(stage.store()).await.len();
-        let sql = "UPDATE herald_subscriptions SET position = 1 WHERE id = 'channel_fanout'";
-        stage.store().database().execute(sql, ()).await.unwrap();
-        let sql = "UPDATE herald_subscriptions SET checkpoint_event = NULL WHERE id = 'channel_fanout'";
-        let _ = stage.store().database().execute(sql, ()).await;
+        let before = all_events(stage.store()).await;
+        assert_eq!(reached(&before).len(), 600);
+        assert_eq!(stage.store().database().execute(checkpoint, ()).await.unwrap(), 1);
         stage.run().await;
-        assert_eq!(all_events(stage.store()).await.len(), before);
+        assert_eq!(all_events(stage.store()).await, before);
         let left: Vec<(i64,)> = stage.rows("SELECT COUNT(*) FROM fan_out_pending").await;
         assert_eq!(left[0].0, 0);
     }

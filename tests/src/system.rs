@@ -1,9 +1,9 @@
 //! The whole system through its public doors, on both databases. One binary: it links once.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod aggregates;
 mod append;
 mod append_model;
-mod aggregates;
 mod backup;
 mod bad_input;
 mod channels;

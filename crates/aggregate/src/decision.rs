@@ -50,9 +50,8 @@ pub(crate) fn decide<A: Aggregate>(
     }
     let events = A::decide(&loaded.state, command, context).map_err(ExecuteError::Refused)?;
     let new = events.iter().map(EventSet::encode).collect::<Result<Vec<_>, _>>()?;
-    let is_allowed = |new: &NewEvent| {
-        rules.may_record.is_none_or(|types| types.contains(&new.event_type.as_str()))
-    };
+    let is_allowed =
+        |new: &NewEvent| rules.may_record.is_none_or(|types| types.contains(&new.event_type.as_str()));
     if let Some(wrong) = new.iter().find(|new| !is_allowed(new)) {
         let event_type = wrong.event_type.clone();
         return Err(ExecuteError::MayNotRecord { command: rules.shown(), event_type });

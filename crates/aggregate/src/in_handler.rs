@@ -43,8 +43,7 @@ impl<A: Aggregate> Repository<A> {
         };
         let (events, mut new) = decide::<A>(stream, &Loaded { state, last }, command, context)?;
         if self.notes_metadata() {
-            let provenance =
-                Provenance { causation_id: Some(cause.event_id()), ..Provenance::default() };
+            let provenance = Provenance { causation_id: Some(cause.event_id()), ..Provenance::default() };
             new = with_metadata(new, stream, last, A::rules(command), &provenance)?;
         }
         // The first one says what the decision was made on; the others follow it.
@@ -105,7 +104,10 @@ impl<A: Aggregate> Repository<A> {
             }
             Err(error) => {
                 let why = messages(&error).join(": ");
-                tracing::warn!(stream = stream.as_str(), "no snapshot of {stream} could be looked for: {why}");
+                tracing::warn!(
+                    stream = stream.as_str(),
+                    "no snapshot of {stream} could be looked for: {why}"
+                );
                 None
             }
         }

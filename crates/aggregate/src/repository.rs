@@ -87,10 +87,7 @@ impl<A: Aggregate> Repository<A> {
     }
 
     /// The aggregate, and how many events had to be read for it.
-    async fn replay(
-        &self,
-        stream: &StreamName,
-    ) -> Result<(Loaded<A::State>, i64), ExecuteError<A::Refusal>> {
+    async fn replay(&self, stream: &StreamName) -> Result<(Loaded<A::State>, i64), ExecuteError<A::Refusal>> {
         let newest = match &self.snapshots {
             Some(snapshots) => snapshots.newest(&self.store, stream).await,
             None => None,

@@ -63,7 +63,8 @@ const CREATE: &str = "CREATE TABLE {t} (
     PRIMARY KEY (user_id, notification_id),
     CHECK ((acknowledged_position IS NULL) = (acknowledged_at IS NULL)))";
 const INDEX: &str = "CREATE INDEX {t}_of ON {t} (user_id, notified_position)";
-const INSERT: &str = "INSERT INTO {t} (user_id, notification_id, message, timestamp, notified_position, notified_at,
+const INSERT: &str =
+    "INSERT INTO {t} (user_id, notification_id, message, timestamp, notified_position, notified_at,
                                        causation_id) VALUES {rows}
     ON CONFLICT (user_id, notification_id) DO NOTHING";
 /// `columnN` is what both databases call the columns of a list of values.

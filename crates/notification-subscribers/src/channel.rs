@@ -282,7 +282,10 @@ mod tests {
     }
 
     fn added() -> ChannelEvent {
-        ChannelEvent::ChannelWasAdded(ChannelWasAdded { channel_id: "channel1".into(), label: "First".into() })
+        ChannelEvent::ChannelWasAdded(ChannelWasAdded {
+            channel_id: "channel1".into(),
+            label: "First".into(),
+        })
     }
 
     fn notified(micros: i64) -> ChannelEvent {
@@ -403,8 +406,12 @@ mod tests {
             let error = given::<Channel>([]).when(&add, &at(0)).then_refused();
             assert!(matches!(error, ExecuteError::Refused(ChannelRefusal::InvalidLabel)), "{label:?}");
         }
-        let message = |bytes| ChannelCommand::Notify { notification_id: "n".into(), message: "x".repeat(bytes) };
-        assert_eq!(Channel::decide(given::<Channel>([added()]).state(), &message(4_096), &at(0)).unwrap().len(), 1);
+        let message =
+            |bytes| ChannelCommand::Notify { notification_id: "n".into(), message: "x".repeat(bytes) };
+        assert_eq!(
+            Channel::decide(given::<Channel>([added()]).state(), &message(4_096), &at(0)).unwrap().len(),
+            1
+        );
         let said = refused(vec![added()], &message(5_000), &at(0));
         assert_eq!(said, "a message has at most 4096 bytes, this one has 5000");
     }

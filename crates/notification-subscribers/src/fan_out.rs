@@ -17,8 +17,8 @@ use crate::channel::{ChannelState, channels};
 use crate::events::{ChannelWasNotified, UserWasNotified};
 use crate::ids::UserId;
 
-/// So many users stand in a row, and so many are notified in one transaction: a direct notification waits for one
-/// transaction at most.
+/// So many users stand in a row, and fewer than twice as many are notified in one transaction: a direct notification
+/// waits for one transaction at most.
 const ROW: usize = 500;
 
 /// Turns notifications of channels into notifications of users.
@@ -88,8 +88,8 @@ impl Subscriber for ChannelFanOut {
         let mut notified = 0;
         for (mut next, timer) in due {
             let row = next.left.min(ROW);
-            // At least one row each time; what does not fit any more has its turn in the next transaction.
-            if notified == 0 || notified + row <= ROW {
+            // Small rows share a transaction; what is left has its turn in the next one.
+            if notified < ROW {
                 notified += row;
                 notify(timer.cause_id, &next, context).await?;
                 next = Next { round: next.round + 1, number: next.number + 1, left: next.left - row, ..next };
@@ -105,11 +105,7 @@ impl Subscriber for ChannelFanOut {
 
 /// Notes who is to be notified, and says in which round the first row has its turn: in the one that has begun, so that
 /// whoever comes later waits for one row of each who was first, and for no more.
-async fn note(
-    channel: &ChannelState,
-    event: &Event,
-    context: &mut Context<'_>,
-) -> Result<i64, BoxError> {
+async fn note(channel: &ChannelState, event: &Event, context: &mut Context<'_>) -> Result<i64, BoxError> {
     let table = context.table("pending")?;
     let first = store::Sql::named("SELECT MIN(round) FROM {t}", &table);
     let begun: Option<(Option<i64>,)> = context.tx().await?.fetch_optional(first, ()).await?;
@@ -127,8 +123,7 @@ async fn note(
 async fn notify(event_id: Uuid, next: &Next, context: &mut Context<'_>) -> Result<(), BoxError> {
     let table = context.table("pending")?;
     let sql = store::Sql::named("SELECT user_ids FROM {t} WHERE event_id = $1 AND number = $2", &table);
-    let row: Option<(String,)> =
-        context.tx().await?.fetch_optional(sql, (event_id, next.number)).await?;
+    let row: Option<(String,)> = context.tx().await?.fetch_optional(sql, (event_id, next.number)).await?;
     let missing = || format!("row {} of event {event_id} is not in {}", next.number, table.as_str());
     let users: Vec<String> = serde_json::from_str(&row.ok_or_else(missing)?.0)?;
     let page = context.read_stream(&next.stream, next.version.0, 1).await?;

@@ -18,11 +18,12 @@ mod user;
 
 pub use archive::{Archive, ArchiveProjector, ArchivedNotification};
 pub use channel::{
-    Channel, ChannelCommand, ChannelContext, ChannelEvent, ChannelRefusal, ChannelState, MINIMUM_DELAY, channels,
+    Channel, ChannelCommand, ChannelContext, ChannelEvent, ChannelRefusal, ChannelState, MINIMUM_DELAY,
+    channels,
 };
 pub use events::{
-    ChannelWasAdded, ChannelWasArchived, ChannelWasNotified, UserHasAcknowledgedNotification, UserWasNotified,
-    UserWasSubscribedToChannel, UserWasUnsubscribedFromChannel,
+    ChannelWasAdded, ChannelWasArchived, ChannelWasNotified, UserHasAcknowledgedNotification,
+    UserWasNotified, UserWasSubscribedToChannel, UserWasUnsubscribedFromChannel,
 };
 pub use fan_out::ChannelFanOut;
 pub use ids::{ChannelId, InvalidChannelId, InvalidUserId, UserId};

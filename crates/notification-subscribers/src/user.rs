@@ -104,10 +104,9 @@ impl Aggregate for User {
         match command {
             // Whether there is such a user is somebody else's business (NEOS-26).
             UserCommand::Notify { .. } => CommandRules::anytime("NotifyUser", &[UserWasNotified::TYPE]),
-            UserCommand::Acknowledge { .. } => CommandRules::anytime(
-                "AcknowledgeNotification",
-                &[UserHasAcknowledgedNotification::TYPE],
-            ),
+            UserCommand::Acknowledge { .. } => {
+                CommandRules::anytime("AcknowledgeNotification", &[UserHasAcknowledgedNotification::TYPE])
+            }
         }
     }
 

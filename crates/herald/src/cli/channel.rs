@@ -44,11 +44,9 @@ pub(crate) enum Command {
         user: String,
     },
     /// Send a notification to everybody who is subscribed to a channel now
-    #[command(
-        after_help = "Examples:\n  herald channel notify channel1 \"First message to channel1\"\n  \
+    #[command(after_help = "Examples:\n  herald channel notify channel1 \"First message to channel1\"\n  \
                       herald channel notify channel1 \"Doors open\" --correlation-id show-12 --idempotency-key show-12-open\n\n\
-                      Exit 1: refused, such as less than 10 seconds after the last one; nothing was sent."
-    )]
+                      Exit 1: refused, such as less than 10 seconds after the last one; nothing was sent.")]
     Notify {
         /// Which
         channel: String,
@@ -83,7 +81,12 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
             let add = ChannelCommand::Add { label: label.clone() };
             execute(config, &channel, &add).await?;
             let said = format!("Channel \"{label}\" was created with id \"{channel}\"");
-            say(global, "herald.channel.add/1", &said, &serde_json::json!({ "channel": channel, "label": label }))
+            say(
+                global,
+                "herald.channel.add/1",
+                &said,
+                &serde_json::json!({ "channel": channel, "label": label }),
+            )
         }
         Command::Subscribe { channel, user } => {
             execute(config, &channel, &ChannelCommand::Subscribe { user_id: checked_user(&user)? }).await?;
@@ -178,9 +181,7 @@ fn refused(channel_id: &ChannelId, refused: Refused<ChannelRefusal>) -> Exit {
                 .with_hint(format!("try again in {seconds} s"))
         }
         Refused::By(refusal) => Exit::refusal(refusal.to_string()),
-        Refused::AlreadyExists => {
-            Exit::refusal(ChannelRefusal::AlreadyAdded(channel_id.clone()).to_string())
-        }
+        Refused::AlreadyExists => Exit::refusal(ChannelRefusal::AlreadyAdded(channel_id.clone()).to_string()),
         Refused::NotFound => not_found(channel_id),
     }
 }

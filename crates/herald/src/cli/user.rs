@@ -22,10 +22,8 @@ const SHOWN: i64 = 1_000;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Send a notification to a user
-    #[command(
-        after_help = "Examples:\n  herald user notify user1 \"The first message\"\n  \
-                      herald user notify user1 \"Your order is ready\" --idempotency-key order-4711-ready"
-    )]
+    #[command(after_help = "Examples:\n  herald user notify user1 \"The first message\"\n  \
+                      herald user notify user1 \"Your order is ready\" --idempotency-key order-4711-ready")]
     Notify {
         /// Who
         user: String,

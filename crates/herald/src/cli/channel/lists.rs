@@ -12,7 +12,8 @@ use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::output::{Format, list, moment, note};
 
-pub(crate) const LIST_HELP: &str = "Examples:\n  herald channel list\n  herald channel list --limit 10000 -o jsonl";
+pub(crate) const LIST_HELP: &str =
+    "Examples:\n  herald channel list\n  herald channel list --limit 10000 -o jsonl";
 pub(crate) const MEMBERS_HELP: &str = "Examples:\n  herald channel members channel1\n  \
     herald channel members channel1 --former";
 
@@ -115,8 +116,7 @@ pub(crate) async fn list_members(
     let app = App::open_to_look(config).await?;
     let (after, limit) = (Position(arguments.page.after), i64::from(arguments.page.limit));
     let lists = ChannelLists::new(app.store.clone());
-    let found =
-        lists.members(channel.as_str(), arguments.former, after, limit).await.map_err(not_there)?;
+    let found = lists.members(channel.as_str(), arguments.former, after, limit).await.map_err(not_there)?;
     let next = arguments.page.next(found.len(), found.last().map(|last| last.position));
     let item = |ChannelMember { user_id, since, until, .. }| Member { user: user_id, since, until };
     let items: Vec<Member> = found.into_iter().map(item).collect();

@@ -114,7 +114,8 @@ async fn one(
         return Err(Exit::new(Code::NotFound, format!("user {user} has no notification {id}")));
     };
     let before = at.map_or(String::new(), |at| format!(" before {at}"));
-    let was_notified = format!("was notified at {} (event {})", archived.notified_at, archived.notified_position);
+    let was_notified =
+        format!("was notified at {} (event {})", archived.notified_at, archived.notified_position);
     let archived = match at {
         Some(at) => archived.before(at),
         None => Some(archived),
@@ -125,7 +126,9 @@ async fn one(
     line(&match archived {
         None => format!("No: user {user} had not been notified{before}; the user {was_notified}."),
         Some(ArchivedNotification {
-            acknowledged_at: Some(at), acknowledged_position: Some(position), ..
+            acknowledged_at: Some(at),
+            acknowledged_position: Some(position),
+            ..
         }) => format!(
             "Yes: user {user} {was_notified} and acknowledged it at {at} (event {position}){}.",
             if before.is_empty() { String::new() } else { format!(",{before}") }
