@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use aggregate::AsOf;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use store::{DomainEvent, Event, ExpectedVersion, Json, StreamName, Version};
+use store::{DomainEvent, Event, ExpectedVersion, Json, Sql, StreamName, Version};
 use subscription_engine::{BoxError, Context, Definition, Poison, Subscriber, Timer};
 use uuid::Uuid;
 
@@ -20,6 +20,8 @@ use crate::ids::UserId;
 /// So many users stand in a row, and fewer than twice as many are notified in one transaction: a direct notification
 /// waits for one transaction at most.
 const ROW: usize = 500;
+/// So many users are found at most before they are noted: it bounds the memory that a page of events needs.
+const FOUND: usize = 200_000;
 
 /// Turns notifications of channels into notifications of users.
 #[derive(Clone, Copy, Debug)]
@@ -60,23 +62,23 @@ impl Subscriber for ChannelFanOut {
         let repository = channels(context.store().clone());
         // Events of one channel come one after the other: its past is read once.
         let mut known: HashMap<&StreamName, AsOf<ChannelState>> = HashMap::new();
+        let (mut found, mut users) = (Vec::new(), 0);
         for event in events {
             let Some(notified) = event.decode::<ChannelWasNotified>() else { continue };
             notified?;
             let earlier = known.remove(&event.stream);
             let channel = repository.as_of(context, &event.stream, event.version, earlier).await?;
-            let left = channel.state.subscribers().len();
-            if left > 0 {
-                let round = note(&channel.state, event, context).await?;
-                let next =
-                    Next { stream: event.stream.clone(), version: event.version, round, number: 0, left };
-                let key = format!("fan-out:{}", event.stored_id());
-                // An instant that has passed: at once.
-                context.because_of(event).set_timer(key, event.recorded_at, Json::of(&next)?)?;
-            }
+            let recipients = Recipients::of(&channel.state, event)?;
             known.insert(&event.stream, channel);
+            users += recipients.count;
+            found.push(recipients);
+            // Reading first and writing then keeps SQLite's write lock short.
+            if users >= FOUND {
+                note(std::mem::take(&mut found), context).await?;
+                users = 0;
+            }
         }
-        Ok(())
+        note(found, context).await
     }
 
     async fn on_timer(&self, timers: &[Timer], context: &mut Context<'_>) -> Result<(), BoxError> {
@@ -103,26 +105,58 @@ impl Subscriber for ChannelFanOut {
     }
 }
 
-/// Notes who is to be notified, and says in which round the first row has its turn: in the one that has begun, so that
-/// whoever comes later waits for one row of each who was first, and for no more.
-async fn note(channel: &ChannelState, event: &Event, context: &mut Context<'_>) -> Result<i64, BoxError> {
-    let table = context.table("pending")?;
-    let first = store::Sql::named("SELECT MIN(round) FROM {t}", &table);
+/// Who is to be notified because of an event.
+struct Recipients<'e> {
+    event: &'e Event,
+    count: usize,
+    /// Their ids, as the table has them.
+    rows: Vec<String>,
+}
+
+impl<'e> Recipients<'e> {
+    fn of(channel: &ChannelState, event: &'e Event) -> Result<Self, BoxError> {
+        // What somebody appended by hand may name who can have no stream.
+        let is_user = |id: &&String| {
+            let is_user = UserId::new(id.as_str()).is_ok();
+            if !is_user {
+                tracing::warn!("a member of {} is left out: {id:?} is no user id", event.stream);
+            }
+            is_user
+        };
+        let users: Vec<&String> = channel.subscribers().iter().filter(is_user).collect();
+        let rows = users.chunks(ROW).map(serde_json::to_string).collect::<Result<_, _>>()?;
+        Ok(Self { event, count: users.len(), rows })
+    }
+}
+
+/// Notes who is to be notified. The first row has its turn in the round that has begun, so that whoever comes later waits
+/// for one row of each who was first, and for no more.
+async fn note(found: Vec<Recipients<'_>>, context: &mut Context<'_>) -> Result<(), BoxError> {
+    let found: Vec<Recipients<'_>> = found.into_iter().filter(|recipients| recipients.count > 0).collect();
+    if found.is_empty() {
+        return Ok(());
+    }
+    let first = Sql::named("SELECT MIN(round) FROM {t}", &context.table("pending")?);
     let begun: Option<(Option<i64>,)> = context.tx().await?.fetch_optional(first, ()).await?;
     let round = begun.and_then(|begun| begun.0).unwrap_or(0);
-    let users: Vec<&String> = channel.subscribers().iter().collect();
-    let mut rows = Vec::with_capacity(users.len().div_ceil(ROW));
-    for (number, users) in (0_i64..).zip(users.chunks(ROW)) {
-        rows.push((event.stored_id(), number, round + number, Json::of(&users)?.as_str().to_owned()));
+    let mut rows = Vec::new();
+    for Recipients { event, count: left, rows: users } in found {
+        for (number, users) in (0_i64..).zip(users) {
+            rows.push((event.stored_id(), number, round + number, users));
+        }
+        let next = Next { stream: event.stream.clone(), version: event.version, round, number: 0, left };
+        // An instant that has passed: at once.
+        let key = format!("fan-out:{}", event.stored_id());
+        context.because_of(event).set_timer(key, event.recorded_at, Json::of(&next)?)?;
     }
     context.execute_many("pending", INSERT, rows).await?;
-    Ok(round)
+    Ok(())
 }
 
 /// Notifies the users of one row. Ids are derived from the channel's event, so that whatever is done again is the same.
 async fn notify(event_id: Uuid, next: &Next, context: &mut Context<'_>) -> Result<(), BoxError> {
     let table = context.table("pending")?;
-    let sql = store::Sql::named("SELECT user_ids FROM {t} WHERE event_id = $1 AND number = $2", &table);
+    let sql = Sql::named("SELECT user_ids FROM {t} WHERE event_id = $1 AND number = $2", &table);
     let row: Option<(String,)> = context.tx().await?.fetch_optional(sql, (event_id, next.number)).await?;
     let missing = || format!("row {} of event {event_id} is not in {}", next.number, table.as_str());
     let users: Vec<String> = serde_json::from_str(&row.ok_or_else(missing)?.0)?;

@@ -6,7 +6,7 @@
 use aggregate::{
     Aggregate, ContextProvider, EventSet, ExecuteError, Provenance, Repository, event_id, event_set,
 };
-use store::{Filter, Position, ReadError, Store, StreamName};
+use store::{Event, Position, ReadError, Store, StreamName};
 use uuid::Uuid;
 
 use crate::events::{ChannelWasNotified, UserWasNotified};
@@ -15,6 +15,8 @@ use crate::events::{ChannelWasNotified, UserWasNotified};
 const KEYS: Uuid = Uuid::from_u128(0x1f6b_8a52_90c4_5d3e_8f17_2c6d_04ab_e913);
 /// A key has at most this many bytes.
 const MAX_KEY_BYTES: usize = 255;
+/// A stream is looked through in pages of this size.
+const PAGE: usize = 1_000;
 
 event_set! {
     /// What a request to notify brings about.
@@ -133,12 +135,26 @@ impl Request {
             return Ok(false);
         }
         let Some(position) = store.find(event_id(self.notification_id, 0)).await? else { return Ok(false) };
-        let page = store.read(&Filter::all(), Position(position.0 - 1), 1).await?;
-        let Some(event) = page.events.first() else { return Ok(false) };
-        let is_same = match Notified::decode(event).transpose()? {
-            Some(notified) => event.stream == *stream && notified.message() == message,
+        // In the request's own stream, which shows at once what is committed; the log as a whole may not yet.
+        let is_same = match find_in(store, stream, position).await? {
+            Some(event) => {
+                Notified::decode(&event).transpose()?.is_some_and(|sent| sent.message() == message)
+            }
             None => false,
         };
         if is_same { Ok(true) } else { Err(NotifyError::KeyReused(position)) }
+    }
+}
+
+/// The event of a stream that stands at this position, if it has one.
+async fn find_in(store: &Store, stream: &StreamName, position: Position) -> Result<Option<Event>, ReadError> {
+    let mut before = None;
+    loop {
+        let page = store.read_stream_backwards(stream, before, PAGE).await?;
+        let is_past = page.events.last().is_none_or(|event| event.position <= position);
+        if is_past || page.next.is_none() {
+            return Ok(page.events.into_iter().find(|event| event.position == position));
+        }
+        before = page.next;
     }
 }
