@@ -43,7 +43,7 @@ impl<A: Aggregate> Repository<A> {
         };
         let (events, mut new) = decide::<A>(stream, &Loaded { state, last }, command, context)?;
         if self.notes_metadata() {
-            let provenance = Provenance { causation_id: Some(cause.event_id()), ..Provenance::default() };
+            let provenance = Provenance { causation_id: Some(cause.causation_id()), ..Provenance::default() };
             new = with_metadata(new, stream, last, A::rules(command), &provenance)?;
         }
         // The first one says what the decision was made on; the others follow it.

@@ -396,7 +396,7 @@ const STREAM_PAGE: usize = 1_000;
 
 impl Cause<'_, '_> {
     /// The event that is the causation of everything that this brings about.
-    pub fn event_id(&self) -> Uuid {
+    pub fn causation_id(&self) -> Uuid {
         self.origin.stored_id
     }
 
