@@ -49,6 +49,7 @@ impl DomainEvent for Knocked {
 
 event_set! {
     #[derive(Clone, Debug, PartialEq)]
+    #[expect(clippy::enum_variant_names, reason = "each variant is called like its event")]
     enum DoorEvent { DoorWasBuilt, DoorWasOpened, DoorWasClosed }
 }
 
