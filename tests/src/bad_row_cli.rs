@@ -86,7 +86,7 @@ both! {
         assert!(said.stderr.contains("warning: 1 event(s) hold something that is not JSON"), "{said:?}");
 
         let said = herald(&database, &["user", "notify", "user1", "four"]).fails(1);
-        assert!(said.stderr.contains("hint:  until user1 can be read again"), "{said:?}");
+        assert!(said.stderr.contains("hint:  until that stream can be read again"), "{said:?}");
         herald(&database, &["user", "notify", "user2", "hello"]).ok();
     }
 }

@@ -136,11 +136,10 @@ both! {
     async fn neos31_projection_list(database: TestDatabase) {
         let list = herald(&database, &["projection:list"]).ok();
         let rule = "-".repeat(79);
-        let name = format!("  {:<40}Acme\\Notifications\\InboxProjector", "inbox");
-        assert_eq!(
-            list,
-            format!("There is one projection configured:\n\nPACKAGE \"ACME.NOTIFICATIONS\":\n{rule}\n{name}\n")
-        );
+        let line = |name: &str, class: &str| format!("  {name:<40}Acme\\Notifications\\{class}Projector\n");
+        let head = "There are 3 projections configured:\n\nPACKAGE \"ACME.NOTIFICATIONS\":\n";
+        let (archive, members) = (line("archive", "Archive"), line("channel-members", "ChannelMembers"));
+        assert_eq!(list, format!("{head}{rule}\n{archive}{members}{}", line("inbox", "Inbox")));
     }
 
     /// Work that is left undone is no success, whether it failed now or before.
@@ -171,7 +170,7 @@ both! {
     /// Operators steer while the daemon runs: what they do holds, and the daemon goes on from there.
     async fn pause_and_reactivate_while_the_daemon_runs(database: TestDatabase) {
         let _daemon = Daemon::start(&database, &[]);
-        until(&database, &["sub", "list"], |out| out.contains("active"));
+        until(&database, &["sub", "show", "inbox_1"], |out| out.contains("active"));
         let paused = herald(&database, &["sub", "pause", "inbox_1", "--reason", "a look"]).ok();
         assert_eq!(paused, "inbox_1: was active, is paused\n");
         herald(&database, &["sub", "pause", "inbox_1"]).fails(5);
@@ -193,7 +192,7 @@ async fn a_daemon_ends_in_time_when_its_server_is_gone() {
     };
     let database = TestDatabase::schema_in(&cluster.url("postgres")).await;
     let daemon = Daemon::start(&database, &[]);
-    until(&database, &["sub", "list"], |out| out.contains("active"));
+    until(&database, &["sub", "list"], |out| out.lines().skip(1).all(|line| line.contains("idle")));
     drop(cluster);
     let start = std::time::Instant::now();
     assert_eq!(daemon.stop(), Some(143));

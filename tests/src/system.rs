@@ -1,11 +1,13 @@
 //! The whole system through its public doors, on both databases. One binary: it links once.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod aggregates;
 mod append;
 mod append_model;
 mod backup;
 mod bad_input;
 mod bad_row_cli;
+mod channels;
 mod check_cli;
 mod closed_streams;
 mod conformance;
@@ -47,6 +49,7 @@ mod events_cli;
 mod exchange;
 mod exchange_forged;
 mod exchange_interrupted;
+mod fan_out;
 mod faults;
 mod filters;
 mod fire;

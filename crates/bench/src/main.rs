@@ -17,6 +17,7 @@
 //! cargo run --release -p bench -- takeover
 //! cargo run --release -p bench -- takeover --vanish --rounds 3
 //! cargo run --release -p bench -- isolation
+//! cargo run --release -p bench -- fan-out --users 100000
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
@@ -33,6 +34,7 @@ mod catchup;
 mod databases;
 mod effects;
 mod engine;
+mod fan_out;
 mod filled_log;
 mod growth;
 mod memory;
@@ -74,6 +76,8 @@ enum Measurement {
     Effects(rounds::Plan),
     /// Firing 100,000 timers that are due together, and how long an event waits meanwhile.
     Timers(rounds::Plan),
+    /// A notification of a channel with 100,000 users: time, memory, and how long a direct one waits meanwhile.
+    FanOut(fan_out::Arguments),
     /// Appenders and readers while somebody gets in their way: nothing lost, nothing doubled, nobody held up. Fails otherwise.
     Disturb(disturb::Arguments),
     /// Workers, backends and the server die, operators interfere, events are poison: each event is handled once all
@@ -118,6 +122,7 @@ async fn main() -> Result<ExitCode, BoxError> {
         Measurement::EngineChild(arguments) => engine::be_child(&arguments).await?,
         Measurement::Effects(plan) => effects::measure(&plan).await?,
         Measurement::Timers(plan) => timers::measure(&plan).await?,
+        Measurement::FanOut(arguments) => fan_out::measure(&arguments).await?,
         Measurement::Disturb(arguments) => {
             if !disturb::measure(&arguments).await? {
                 return Ok(ExitCode::FAILURE);

@@ -2,9 +2,11 @@
 //!
 //! Every command is written with spaces; the colon form of the tutorial works as well.
 
+mod channel;
 mod check;
 mod clock;
 mod confirm;
+mod deciding;
 mod dlq;
 mod doctor;
 mod effects;
@@ -81,6 +83,9 @@ enum Command {
     /// Notify users, show what is pending, acknowledge
     #[command(subcommand)]
     User(user::Command),
+    /// Channels, who is subscribed to them, and notifying everybody who is
+    #[command(subcommand)]
+    Channel(channel::Command),
     /// See and steer subscriptions
     #[command(subcommand, alias = "subscription")]
     Sub(sub::Command),
@@ -188,6 +193,7 @@ impl Cli {
             // On a database of its own, whatever is configured.
             Command::Demo(arguments) => return demo::run(arguments).await,
             Command::User(command) => user::run(&config()?, global, command).await?,
+            Command::Channel(command) => channel::run(&config()?, global, command).await?,
             Command::Sub(command) => sub::run(&config()?, global, command).await?,
             Command::Dlq(command) => dlq::run(&config()?, global, command).await?,
             Command::Projection(command) => projection::run(&config()?, global, command).await?,
