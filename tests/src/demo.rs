@@ -39,10 +39,12 @@ fn the_demo_shows_the_failure_the_retry_and_the_recovery() {
         "attempt 2 of 5",
         "inbox_1: was error, is active",
         "* A message that cannot be shown yet (id: ",
-        "inbox_1  projector  active  idle      4",
     ] {
         assert!(story.contains(scene), "{scene:?} is missing in {story}");
     }
+    // How wide the columns are depends on who else is in the list.
+    let words = story.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("inbox_1 projector active idle 4"), "{story}");
     nothing_is_left(&folder);
 }
 

@@ -282,6 +282,25 @@ impl Store {
         self.hooked(reading, page, |page| &page.events).await
     }
 
+    /// As [`Store::read_stream_backwards`], inside a transaction.
+    pub async fn read_stream_backwards_in(
+        &self,
+        tx: &mut Tx,
+        stream: &StreamName,
+        before: Option<Version>,
+        limit: usize,
+    ) -> Result<StreamPage, ReadError> {
+        let reading = Reading::Stream { stream, direction: Direction::Backwards, limit };
+        let page = async {
+            tx.usable()?;
+            let before = before.map(|version| version.0);
+            let query = stream_before(tx.kind(), stream, before, self.rows_at_once(limit));
+            let rows = fetch_in(tx.connection(), &query, MAX_PAGE_BYTES).await?;
+            self.stream_page(rows, Direction::Backwards, limit)
+        };
+        self.hooked(reading, page, |page| &page.events).await
+    }
+
     fn stream_page(&self, rows: Rows, direction: Direction, limit: usize) -> Result<StreamPage, ReadError> {
         self.note_sizes(&rows);
         let rows = rows.shown(self.upcasters(), &Filter::all(), direction, limit);
