@@ -5,10 +5,12 @@
 mod check;
 mod clock;
 mod confirm;
+mod deliveries;
 mod dlq;
 mod doctor;
 mod effects;
 mod events;
+mod notify;
 mod projection;
 mod status;
 mod store;
@@ -98,6 +100,12 @@ enum Command {
     /// What is to be done outside the database: mails, calls of other servers
     #[command(subcommand)]
     Effects(effects::Command),
+    /// What was sent to whom, and what came of it
+    #[command(after_help = deliveries::HELP)]
+    Deliveries(deliveries::Arguments),
+    /// Try out how mails, Slack messages and webhook calls get out
+    #[command(subcommand)]
+    Notify(notify::Command),
     /// The clock of a store in test mode
     #[command(subcommand)]
     Clock(clock::Command),
@@ -113,7 +121,7 @@ enum Command {
 }
 
 /// The nouns whose verbs may follow a colon.
-const NOUNS: [&str; 15] = [
+const NOUNS: [&str; 16] = [
     "user",
     "sub",
     "subscription",
@@ -127,6 +135,7 @@ const NOUNS: [&str; 15] = [
     "streams",
     "stream",
     "effects",
+    "notify",
     "clock",
     "channel",
 ];
@@ -167,6 +176,8 @@ impl Cli {
             Command::Events(command) => return events::run(&config()?, global, command).await,
             Command::Streams(command) => streams::run(&config()?, global, command).await?,
             Command::Effects(command) => effects::run(&config()?, global, command).await?,
+            Command::Deliveries(arguments) => deliveries::run(&config()?, global, arguments).await?,
+            Command::Notify(command) => notify::run(config(), global, command).await?,
             Command::Clock(command) => clock::run(&config()?, global, command).await?,
             Command::Check(arguments) => return check::run(config(), global, &arguments).await,
             Command::Status(arguments) => return status::run(&config()?, global, &arguments).await,

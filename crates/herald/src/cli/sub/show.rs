@@ -6,7 +6,7 @@ use subscription_engine::{Criteria, Failure, HistoryLine, Overview, RunMode, Sta
 
 use crate::app::App;
 use crate::cli::Global;
-use crate::cli::sub::stalled_because;
+use crate::cli::sub::{of_attempts, stalled_because};
 use crate::exit::{Code, Exit};
 use crate::output::{duration, json, line, moment};
 
@@ -208,8 +208,9 @@ fn status(overview: &Overview, now: Timestamp) -> String {
         State::Error { next_retry: Some(at), .. } => {
             let due = duration(at.since(now));
             format!(
-                "{status} {since}: retry {} of {max} in {due} (at {})",
+                "{status} {since}: retry {}{} in {due} (at {})",
                 subscription.attempt + 1,
+                of_attempts(overview),
                 moment(*at)
             )
         }
