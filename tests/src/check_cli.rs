@@ -25,7 +25,8 @@ both! {
         let said = herald(&database, &["check"]).fails(7);
         assert!(said.stdout.contains("PROBLEM  inbox_1: no worker runs it"), "{said:?}");
         let said = herald(&database, &["check", "--format", "nagios"]).fails(2);
-        assert!(said.stdout.starts_with("HERALD CRITICAL - ") && said.stdout.contains("inbox_1: no worker runs it"), "{said:?}");
+        assert!(said.stdout.starts_with("HERALD CRITICAL - "), "{said:?}");
+        assert!(said.stdout.contains("inbox_1: no worker runs it"), "{said:?}");
         assert!(said.stdout.contains(" | lag=0 lag_seconds=0s dead_letters=0 workers=0 "), "{said:?}");
         let listed = herald(&database, &["sub", "list", "-o", "json"]).json();
         assert_eq!((&listed["data"][0]["status"], &listed["data"][0]["progress"]), (&"active".into(), &"no worker".into()));

@@ -42,7 +42,7 @@ both! {
         let page = test_mode(&database, &["dlq", "list", "inbox_1", "--error", "missing field", "-o", "json"]).json();
         assert_eq!(page["data"].as_array().unwrap().len(), 1);
         let subs = test_mode(&database, &["sub", "list", "-o", "json"]).json();
-        let inbox = subs["data"].as_array().unwrap().iter().find(|sub| sub["id"] == "inbox_1").unwrap();
+        let inbox = subs["data"].as_array().unwrap().iter().find(|row| row["id"] == "inbox_1").unwrap();
         assert_eq!(inbox["dead_letters"], "2");
         let shown = test_mode(&database, &["sub", "show", "inbox_1"]).ok();
         assert!(shown.contains("2 dead letter(s)") && shown.contains("herald --test-mode dlq list inbox_1"), "{shown}");

@@ -42,9 +42,9 @@ fn the_demo_shows_the_failure_the_retry_and_the_recovery() {
     ] {
         assert!(story.contains(scene), "{scene:?} is missing in {story}");
     }
-    let last = ["inbox_1", "projector", "active", "idle", "4"];
-    let is_last = |line: &str| line.split_whitespace().take(5).eq(last);
-    assert!(story.lines().any(is_last), "{last:?} is missing in {story}");
+    // How wide the columns are depends on who else is in the list.
+    let words = story.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("inbox_1 projector active idle 4"), "{story}");
     nothing_is_left(&folder);
 }
 

@@ -1,5 +1,8 @@
 //! The program put together: a log, an engine, and the subscribers that ship with it.
 
+use std::sync::Arc;
+
+use notification_subscribers::delivery::{NoSuppressions, deliveries};
 use notification_subscribers::subscribers;
 use store::{Migration, Schema, Setup, Store, StoreError, TableName, Timestamp};
 use subscription_engine::{Criteria, Engine, Outcome, Registry};
@@ -205,8 +208,10 @@ impl App {
             }
             _ => {}
         }
-        let engine =
-            Engine::new(store.clone(), Registry::new(subscribers())?, PROGRAM).on_behalf_of(&config.who);
+        let deliveries = deliveries(&config.notify, &store, Arc::new(NoSuppressions))?;
+        let engine = Engine::new(store.clone(), Registry::new(subscribers())?, PROGRAM)
+            .with_deliveries(deliveries)?
+            .on_behalf_of(&config.who);
         Ok(Self { store, engine })
     }
 }

@@ -7,6 +7,7 @@ mod check;
 mod clock;
 mod confirm;
 mod deciding;
+mod deliveries;
 mod dlq;
 mod doctor;
 mod effects;
@@ -14,6 +15,7 @@ mod events;
 mod findings;
 mod next;
 mod pace;
+mod notify;
 mod projection;
 mod status;
 mod store;
@@ -107,6 +109,12 @@ enum Command {
     /// What is to be done outside the database: mails, calls of other servers
     #[command(subcommand)]
     Effects(effects::Command),
+    /// What was sent to whom, and what came of it
+    #[command(after_help = deliveries::HELP)]
+    Deliveries(deliveries::Arguments),
+    /// Try out how mails, Slack messages and webhook calls get out
+    #[command(subcommand)]
+    Notify(notify::Command),
     /// The clock of a store in test mode
     #[command(subcommand)]
     Clock(clock::Command),
@@ -122,7 +130,7 @@ enum Command {
 }
 
 /// The nouns whose verbs may follow a colon.
-const NOUNS: [&str; 15] = [
+const NOUNS: [&str; 16] = [
     "user",
     "sub",
     "subscription",
@@ -136,6 +144,7 @@ const NOUNS: [&str; 15] = [
     "streams",
     "stream",
     "effects",
+    "notify",
     "clock",
     "channel",
 ];
@@ -201,6 +210,8 @@ impl Cli {
             Command::Events(command) => return events::run(&config()?, global, command).await,
             Command::Streams(command) => streams::run(&config()?, global, command).await?,
             Command::Effects(command) => effects::run(&config()?, global, command).await?,
+            Command::Deliveries(arguments) => deliveries::run(&config()?, global, arguments).await?,
+            Command::Notify(command) => notify::run(config(), global, command).await?,
             Command::Clock(command) => clock::run(&config()?, global, command).await?,
             Command::Check(arguments) => return check::run(config(), global, &arguments).await,
             Command::Status(arguments) => return status::run(&config()?, global, &arguments).await,

@@ -1,11 +1,18 @@
 //! Where the database is and who asks: flags first, then the environment, then what suits most.
 
+mod given;
+mod notify;
+
 use std::path::PathBuf;
+
+use notification_subscribers::delivery::DeliverySettings;
 
 use store::{Durability, Options, Secret};
 
 use crate::cli::Global;
 use crate::exit::{Code, Exit};
+
+pub(crate) use notify::HELP as NOTIFY_HELP;
 
 /// The environment variable that names the database.
 pub(crate) const DATABASE: &str = "HERALD_DATABASE";
@@ -20,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) test_mode: bool,
     /// Who asks, for the history.
     pub(crate) who: String,
+    /// How what is sent gets out.
+    pub(crate) notify: DeliverySettings,
 }
 
 impl Config {
@@ -58,7 +67,7 @@ impl Config {
                     .with_hint("write full or power-cut-may-lose-commits"));
             }
         };
-        Ok(Self { url, options, test_mode: global.test_mode, who: user() })
+        Ok(Self { url, options, test_mode: global.test_mode, who: user(), notify: notify::load()? })
     }
 }
 

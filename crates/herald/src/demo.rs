@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use clap::Args;
+use notification_subscribers::delivery::DeliverySettings;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -173,7 +174,13 @@ impl Stage {
 
     async fn scratch(&self) -> Result<store::Store, Exit> {
         let options = store::Options::default();
-        let config = Config { url: self.url.clone(), options, test_mode: false, who: "demo".to_owned() };
+        let config = Config {
+            url: self.url.clone(),
+            options,
+            test_mode: false,
+            who: "demo".to_owned(),
+            notify: DeliverySettings::default(),
+        };
         app::connect(&config, false).await
     }
 

@@ -5,6 +5,8 @@
 
 mod archive;
 mod channel;
+pub mod delivery;
+mod delivery_log;
 mod events;
 mod fan_out;
 mod ids;
@@ -14,6 +16,7 @@ mod message;
 mod now;
 mod once;
 pub mod operations;
+mod unsubscribe;
 mod user;
 
 pub use archive::{Archive, ArchiveProjector, ArchivedNotification};
@@ -21,6 +24,7 @@ pub use channel::{
     Channel, ChannelCommand, ChannelContext, ChannelEvent, ChannelRefusal, ChannelState, MINIMUM_DELAY,
     channels,
 };
+pub use delivery_log::{DeliveryFilter, DeliveryLog, DeliveryRow, DeliveryStatus};
 pub use events::{
     ChannelWasAdded, ChannelWasArchived, ChannelWasNotified, UserHasAcknowledgedNotification,
     UserWasNotified, UserWasSubscribedToChannel, UserWasUnsubscribedFromChannel,
@@ -32,6 +36,7 @@ pub use members::{ChannelLists, ChannelMember, ChannelMembersProjector, ListedCh
 pub use message::InvalidMessage;
 pub use now::Now;
 pub use once::{IdempotencyKey, InvalidIdempotencyKey, NotifyError, Request, Sent};
+pub use unsubscribe::{ForgedToken, InvalidLinks, UnsubscribeLinks};
 pub use user::{User, UserCommand, UserContext, UserEvent, UserRefusal, UserState, users};
 
 use std::sync::Arc;
@@ -40,10 +45,13 @@ use subscription_engine::Subscriber;
 
 /// Every subscriber of the notification system.
 pub fn subscribers() -> Vec<Arc<dyn Subscriber>> {
-    vec![
+    let mut subscribers: Vec<Arc<dyn Subscriber>> = vec![
         Arc::new(InboxProjector),
         Arc::new(ArchiveProjector),
         Arc::new(ChannelMembersProjector),
         Arc::new(ChannelFanOut),
-    ]
+        Arc::new(delivery_log::DeliveryLogProjector),
+    ];
+    subscribers.extend(delivery::delivery_subscribers());
+    subscribers
 }

@@ -1,8 +1,8 @@
-//! What is to be sent, and what came of it: one operation for each mail and each Slack message.
+//! What is to be sent, and what came of it: one operation for each mail, each Slack message and each webhook call.
 //!
 //! An operation says everything that is needed to send it (NAOS-20), so what is queued does not change with its
-//! recipient. It stands alone in a stream `email_op-<id>` or `slack_op-<id>`; what happens to it is told in
-//! `email-<id>` or `slack-<id>`.
+//! recipient. It stands alone in a stream `email_op-<id>`, `slack_op-<id>` or `webhook_op-<id>`; what happens to it is
+//! told in `email-<id>`, `slack-<id>` or `webhook-<id>`.
 
 use serde::{Deserialize, Serialize};
 use store::{DomainEvent, StreamName, Timestamp};
@@ -18,6 +18,10 @@ pub const EMAIL_EVENTS: &str = "email";
 pub const SLACK_OPERATIONS: &str = "slack_op";
 /// See [`EMAIL_OPERATIONS`].
 pub const SLACK_EVENTS: &str = "slack";
+/// See [`EMAIL_OPERATIONS`].
+pub const WEBHOOK_OPERATIONS: &str = "webhook_op";
+/// See [`EMAIL_OPERATIONS`].
+pub const WEBHOOK_EVENTS: &str = "webhook";
 
 /// The stream of an operation in one of these categories.
 pub fn stream_of(category: &str, operation_id: Uuid) -> StreamName {
@@ -63,6 +67,9 @@ events! {
         operation_id: Uuid,
         /// The address.
         to: String,
+        /// What it is about.
+        #[serde(default)]
+        subject: String,
     }
 
     /// The mail server is about to be asked.
@@ -83,6 +90,16 @@ events! {
         reason: String,
         /// When it is tried again.
         retry_at: Timestamp,
+    }
+
+    /// Nobody knows whether the mail server has taken it; an operator decides what becomes of it.
+    EmailIsInDoubtEvent {
+        /// The operation.
+        operation_id: Uuid,
+        /// Which attempt it was.
+        attempt: u32,
+        /// Why it is not known.
+        reason: String,
     }
 
     /// The mail server has taken it.
@@ -135,6 +152,16 @@ events! {
         retry_at: Timestamp,
     }
 
+    /// Nobody knows whether Slack has taken it; an operator decides what becomes of it.
+    SlackMessageIsInDoubtEvent {
+        /// The operation.
+        operation_id: Uuid,
+        /// Which attempt it was.
+        attempt: u32,
+        /// Why it is not known.
+        reason: String,
+    }
+
     /// Slack has taken it.
     SucceededInSendingSlackMessageEvent {
         /// The operation.
@@ -152,6 +179,80 @@ events! {
         /// To whom.
         to: String,
         /// What Slack or somebody before it said.
+        reason: String,
+    }
+
+    /// Somebody's server is to be told.
+    SendWebhookOp {
+        /// The operation; the call's `webhook-id`.
+        operation_id: Uuid,
+        /// The name of a configured webhook: its address and its key are secrets.
+        to: String,
+        /// Of what it tells.
+        event_type: String,
+        /// What it tells of it.
+        data: serde_json::Value,
+        /// When it was decided on: the same for each attempt.
+        decided_at: Timestamp,
+    }
+
+    /// A call of a webhook was asked for.
+    SendWebhookRequestedEvent {
+        /// The operation.
+        operation_id: Uuid,
+        /// The webhook.
+        to: String,
+        /// Of what it tells.
+        event_type: String,
+    }
+
+    /// The webhook is about to be called.
+    WebhookAttemptStartedEvent {
+        /// The operation.
+        operation_id: Uuid,
+        /// Which attempt this is, from 1.
+        attempt: u32,
+    }
+
+    /// The webhook did not take it now.
+    WebhookAttemptDeferredEvent {
+        /// The operation.
+        operation_id: Uuid,
+        /// Which attempt it was.
+        attempt: u32,
+        /// What it said, or what kept it from saying anything.
+        reason: String,
+        /// When it is tried again.
+        retry_at: Timestamp,
+    }
+
+    /// Nobody knows whether the webhook has taken it; an operator decides what becomes of it.
+    WebhookIsInDoubtEvent {
+        /// The operation.
+        operation_id: Uuid,
+        /// Which attempt it was.
+        attempt: u32,
+        /// Why it is not known.
+        reason: String,
+    }
+
+    /// The webhook has taken it.
+    SucceededInSendingWebhookEvent {
+        /// The operation.
+        operation_id: Uuid,
+        /// The webhook.
+        to: String,
+        /// What it said.
+        response: String,
+    }
+
+    /// It is not sent any more.
+    FailedToSendWebhookEvent {
+        /// The operation.
+        operation_id: Uuid,
+        /// The webhook.
+        to: String,
+        /// What it or somebody before it said.
         reason: String,
     }
 }
