@@ -2,13 +2,56 @@
 //!
 //! Aggregates decide and never touch a database; projectors build tables that people read and never decide.
 
+mod accept;
 mod events;
+mod failure;
+mod in_unit;
 mod inbox;
+mod notification;
 pub mod operations;
+pub mod policy;
+mod recipient;
+mod reminder;
+mod reminders;
+mod saga;
+mod send_notification;
+mod send_saga;
+pub mod streams;
+mod tracking_view;
 mod user;
 
+pub use accept::{AcceptError, Accepted, NotificationRequest, accept, check_key};
+
 pub use events::{UserHasAcknowledgedNotification, UserWasNotified};
+pub use failure::{FailureReactor, InternalOperations, TellInternalTeamOp};
 pub use inbox::{Inbox, InboxItem, InboxProjector};
+pub use notification::{
+    AudienceOptedOutOfAllChannelsEvent, ChannelOutcome, FailedNotificationSentToInternalTeamEvent,
+    FailedToSendNotificationEvent, FailureOutcome, Notification, NotificationCommand, NotificationEvent,
+    NotificationState, PreparedChannel, PreparedToSendEvent, RequestedNotificationToBeSentEvent,
+    SendNotificationToEntityOp, SkippedChannel, SucceededInSendingNotificationEvent, notification_stream,
+};
+pub use recipient::{
+    Channel, EmailAddressWasSuppressed, InvalidAddress, InvalidQuietHours, NOTIFICATION_LIST,
+    PreferenceChange, Preferences, QuietHours, REMINDER_LIST, Recipient, RecipientCommand,
+    RecipientEmailWasSet, RecipientEvent, RecipientPreferencesWereSet, RecipientRefusal,
+    RecipientSlackWasSet, RecipientState, Unreachable, check_email, check_slack, recipient_stream,
+};
+pub use reminder::{
+    ReminderCommand, ReminderContext, ReminderEmailCouldNotBeSent, ReminderEmailWasSent, ReminderEvent,
+    ReminderMailWasRequested, ReminderSchedule, ReminderState, ReminderWasCancelled, ReminderWasScheduled,
+};
+pub use reminders::ReminderManager;
+pub use saga::{
+    AwaitedOperation, Saga, SagaCommand, SagaCompletedEvent, SagaEvent, SagaOperationFinishedEvent,
+    SagaOutcome, SagaStartedEvent, SagaState, TIMED_OUT, saga_stream,
+};
+pub use send_notification::SendNotification;
+pub use send_saga::SendSaga;
+pub use tracking_view::{
+    MessageStatus, TrackedJson, TrackedMessage, Tracking, TrackingError, TrackingProjector, TrackingStatus,
+    TrackingView,
+};
 pub use user::{
     InvalidUserId, User, UserCommand, UserContext, UserEvent, UserId, UserRefusal, UserState, users,
 };
@@ -20,4 +63,16 @@ use subscription_engine::Subscriber;
 /// Every subscriber of the notification system.
 pub fn subscribers() -> Vec<Arc<dyn Subscriber>> {
     vec![Arc::new(InboxProjector)]
+}
+
+/// The subscribers that remind users, and that take what clients ask for to its end.
+pub fn workflow(policy: &policy::Policy) -> Vec<Arc<dyn Subscriber>> {
+    vec![
+        Arc::new(ReminderManager::new(policy.clone())),
+        Arc::new(SendNotification),
+        Arc::new(SendSaga::new(policy.saga_deadline)),
+        Arc::new(FailureReactor),
+        Arc::new(InternalOperations::new(policy.team_address.clone())),
+        Arc::new(TrackingProjector),
+    ]
 }

@@ -35,6 +35,7 @@ macro_rules! events {
         }
     )+};
 }
+pub(crate) use events;
 
 events! {
     /// A mail is to be sent.

@@ -262,7 +262,9 @@ impl<'a> Context<'a> {
         Cause { context: self, origin }
     }
 
-    pub(crate) fn store(&self) -> &'a Store {
+    /// The log, such as for its clock. Whoever reads it through this handle does so beside the transaction; appends
+    /// past this context are refused.
+    pub fn store(&self) -> &'a Store {
         self.engine.store()
     }
 
