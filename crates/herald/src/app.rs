@@ -1,6 +1,6 @@
 //! The program put together: a log, an engine, and the subscribers that ship with it.
 
-use notification_subscribers::subscribers;
+use notification_subscribers::{subscribers, workflow};
 use store::{Migration, Schema, Setup, Store, TableName, Timestamp};
 use subscription_engine::{Criteria, Engine, Outcome, Registry};
 
@@ -175,8 +175,8 @@ impl App {
             }
             _ => {}
         }
-        let engine =
-            Engine::new(store.clone(), Registry::new(subscribers())?, PROGRAM).on_behalf_of(&config.who);
+        let registry = Registry::new(subscribers().into_iter().chain(workflow(&config.policy)))?;
+        let engine = Engine::new(store.clone(), registry, PROGRAM).on_behalf_of(&config.who);
         Ok(Self { store, engine })
     }
 }

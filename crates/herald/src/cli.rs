@@ -9,7 +9,9 @@ mod dlq;
 mod doctor;
 mod effects;
 mod events;
+mod notification;
 mod projection;
+mod recipient;
 mod status;
 mod store;
 mod streams;
@@ -77,6 +79,12 @@ enum Command {
     /// Notify users, show what is pending, acknowledge
     #[command(subcommand)]
     User(user::Command),
+    /// How users are reached: addresses, preferences, what is not used any more
+    #[command(subcommand)]
+    Recipient(recipient::Command),
+    /// Have a notification sent by mail and Slack, and see how far it is
+    #[command(subcommand)]
+    Notification(notification::Command),
     /// See and steer subscriptions
     #[command(subcommand, alias = "subscription")]
     Sub(sub::Command),
@@ -113,8 +121,10 @@ enum Command {
 }
 
 /// The nouns whose verbs may follow a colon.
-const NOUNS: [&str; 15] = [
+const NOUNS: [&str; 17] = [
     "user",
+    "recipient",
+    "notification",
     "sub",
     "subscription",
     "dlq",
@@ -160,6 +170,8 @@ impl Cli {
             // On a database of its own, whatever is configured.
             Command::Demo(arguments) => return demo::run(arguments).await,
             Command::User(command) => user::run(&config()?, global, command).await?,
+            Command::Recipient(command) => recipient::run(&config()?, global, command).await?,
+            Command::Notification(command) => notification::run(&config()?, global, command).await?,
             Command::Sub(command) => sub::run(&config()?, global, command).await?,
             Command::Dlq(command) => dlq::run(&config()?, global, command).await?,
             Command::Projection(command) => projection::run(&config()?, global, command).await?,

@@ -3,6 +3,7 @@
 //! Everything it shows is what a user would type and see: the daemon is a process of its own, and so is
 //! each command. It ends by itself and leaves nothing behind.
 
+use notification_subscribers::policy::Policy;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -173,7 +174,13 @@ impl Stage {
 
     async fn scratch(&self) -> Result<store::Store, Exit> {
         let options = store::Options::default();
-        let config = Config { url: self.url.clone(), options, test_mode: false, who: "demo".to_owned() };
+        let config = Config {
+            url: self.url.clone(),
+            options,
+            test_mode: false,
+            who: "demo".to_owned(),
+            policy: Policy::default(),
+        };
         app::connect(&config, false).await
     }
 
