@@ -17,6 +17,7 @@ mod saga;
 mod send_notification;
 mod send_saga;
 pub mod streams;
+mod suppressions;
 mod tracking_view;
 mod user;
 
@@ -48,6 +49,7 @@ pub use saga::{
 };
 pub use send_notification::SendNotification;
 pub use send_saga::SendSaga;
+pub use suppressions::{Suppressed, suppression_projector, why_suppressed};
 pub use tracking_view::{
     MessageStatus, TrackedJson, TrackedMessage, Tracking, TrackingError, TrackingProjector, TrackingStatus,
     TrackingView,
@@ -74,5 +76,6 @@ pub fn workflow(policy: &policy::Policy) -> Vec<Arc<dyn Subscriber>> {
         Arc::new(FailureReactor),
         Arc::new(InternalOperations::new(policy.team_address.clone())),
         Arc::new(TrackingProjector),
+        Arc::new(suppression_projector()),
     ]
 }

@@ -284,14 +284,15 @@ impl Aggregate for Recipient {
             RecipientCommand::SetEmail { address } => {
                 check_email(address)?;
                 let address = address.clone();
-                (state.email.as_ref() != Some(&address))
-                    .then(|| RecipientEvent::RecipientEmailWasSet(RecipientEmailWasSet { user_id, address }))
+                (state.email.as_ref() != Some(&address)).then_some(RecipientEvent::RecipientEmailWasSet(
+                    RecipientEmailWasSet { user_id, address },
+                ))
             }
             RecipientCommand::SetSlack { to } => {
                 check_slack(to)?;
                 let to = to.clone();
                 (state.slack.as_ref() != Some(&to))
-                    .then(|| RecipientEvent::RecipientSlackWasSet(RecipientSlackWasSet { user_id, to }))
+                    .then_some(RecipientEvent::RecipientSlackWasSet(RecipientSlackWasSet { user_id, to }))
             }
             RecipientCommand::SetPreferences(change) => preferences_set(state, user_id, change)?,
             RecipientCommand::Unsubscribe { list } => {
@@ -346,9 +347,11 @@ fn preferences_set(
         return Err(RecipientRefusal::UnknownTimeZone(name.clone()));
     }
     let preferences = state.changed(change);
-    Ok((preferences != state.preferences).then(|| {
-        RecipientEvent::RecipientPreferencesWereSet(RecipientPreferencesWereSet { user_id, preferences })
-    }))
+    if preferences == state.preferences {
+        return Ok(None);
+    }
+    let set = RecipientPreferencesWereSet { user_id, preferences };
+    Ok(Some(RecipientEvent::RecipientPreferencesWereSet(set)))
 }
 
 #[cfg(test)]

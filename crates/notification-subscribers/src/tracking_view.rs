@@ -3,6 +3,7 @@
 //! The JSON is served as it stands; the position beside it changes whenever it does.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -200,10 +201,7 @@ impl Change {
     fn apply(self, view: Option<TrackingView>, at: Timestamp) -> Option<TrackingView> {
         let mut view = match (view, self) {
             (None, Self::Begun(requested)) => return Some(TrackingView::begun(requested, at)),
-            (Some(view), change) => match change.applied_to(view) {
-                Some(view) => view,
-                None => return None,
-            },
+            (Some(view), change) => change.applied_to(view)?,
             // From before this projection knew of it, or nobody's.
             (None, _) => return None,
         };
@@ -295,14 +293,17 @@ impl Subscriber for TrackingProjector {
         let mut views: BTreeMap<Uuid, (Option<TrackingView>, Option<Position>)> = BTreeMap::new();
         for event in events {
             let Some((tracking_id, change)) = Change::told_by(event)? else { continue };
-            if !views.contains_key(&tracking_id) {
-                // One by one: a page has few notifications, and a key is found at once.
-                let key = (tracking_id.to_string(),);
-                let row: Option<(String,)> = context.tx().await?.fetch_optional(read.clone(), key).await?;
-                let view = row.map(|row| serde_json::from_str(&row.0)).transpose()?;
-                views.insert(tracking_id, (view, None));
-            }
-            let kept = views.entry(tracking_id).or_default();
+            let kept = match views.entry(tracking_id) {
+                Entry::Occupied(kept) => kept.into_mut(),
+                Entry::Vacant(place) => {
+                    // One by one: a page has few notifications, and a key is found at once.
+                    let key = (tracking_id.to_string(),);
+                    let tx = context.tx().await?;
+                    let row: Option<(String,)> = tx.fetch_optional(read.clone(), key).await?;
+                    let view = row.map(|row| serde_json::from_str(&row.0)).transpose()?;
+                    place.insert((view, None))
+                }
+            };
             if let Some(view) = change.apply(kept.0.clone(), event.recorded_at) {
                 *kept = (Some(view), Some(event.position));
             }

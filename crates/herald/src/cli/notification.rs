@@ -1,6 +1,6 @@
 //! `herald notification`: what clients ask for, and how far it is.
 
-use ::store::StreamName;
+use ::store::{Fault, StreamName};
 use clap::{Args, Subcommand};
 use notification_subscribers::streams::CLIENT_OPERATIONS;
 use notification_subscribers::{
@@ -8,6 +8,7 @@ use notification_subscribers::{
     TrackingView, accept, check_key,
 };
 use serde::Serialize;
+use subscription_engine::Criteria;
 use uuid::Uuid;
 
 use crate::app::App;
@@ -15,6 +16,9 @@ use crate::cli::Global;
 use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::output::{json, line, moment, note};
+
+/// The subscription that takes up what is queued.
+const TAKES_IT_UP: &str = "send_notification";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -69,6 +73,8 @@ async fn send(config: &Config, global: &Global, arguments: Send) -> Result<(), E
     // What can never be is refused before anything is opened or made.
     request.check().and_then(|()| key.map_or(Ok(()), check_key)).map_err(refused)?;
     let app = App::open_or_set_up(config).await?;
+    // Whoever is to take it up must be there, also where the log is older than this program.
+    app.engine.set_up(&Criteria::id(TAKES_IT_UP), false).await?;
     let accepted = accept(&app.store, &request, key).await;
     app.store.close().await;
     let accepted = accepted.map_err(refused)?;
@@ -94,7 +100,15 @@ fn refused(error: AcceptError) -> Exit {
 
 async fn status(config: &Config, global: &Global, tracking_id: Uuid) -> Result<(), Exit> {
     let app = App::open_to_look(config).await?;
-    let tracked = Tracking::new(app.store.clone()).of(tracking_id).await?;
+    let tracked = match Tracking::new(app.store.clone()).of(tracking_id).await {
+        Err(error) if Fault::of(&error) == Fault::Other => {
+            let why = ::store::messages(&error).join(": ");
+            return Err(Exit::new(Code::Failed, why).with_hint(
+                "a worker sets tracking_view_1 up; if one runs, see `herald sub show tracking_view_1`",
+            ));
+        }
+        result => result?,
+    };
     let Some(tracked) = tracked else {
         return not_taken_up(&app, global, tracking_id).await;
     };
