@@ -13,6 +13,7 @@
 //! cargo run --release -p bench -- effects --rounds 3
 //! cargo run --release -p bench -- fire --runs 5000
 //! cargo run --release -p bench -- timers --rounds 3
+//! cargo run --release -p bench -- reminders
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
@@ -32,6 +33,7 @@ mod filled_log;
 mod growth;
 mod memory;
 mod read;
+mod reminders;
 mod rounds;
 mod timers;
 mod wake;
@@ -67,6 +69,8 @@ enum Measurement {
     Effects(rounds::Plan),
     /// Firing 100,000 timers that are due together, and how long an event waits meanwhile.
     Timers(rounds::Plan),
+    /// 10,000 users who are due for a reminder in the same minute get one mail each. Fails otherwise.
+    Reminders(reminders::Arguments),
     /// Appenders and readers while somebody gets in their way: nothing lost, nothing doubled, nobody held up. Fails otherwise.
     Disturb(disturb::Arguments),
     /// Workers, backends and the server die, operators interfere, events are poison: each event is handled once all
@@ -99,6 +103,11 @@ async fn main() -> Result<ExitCode, BoxError> {
         Measurement::Catchup(plan) => catchup::measure(&plan).await?,
         Measurement::Effects(plan) => effects::measure(&plan).await?,
         Measurement::Timers(plan) => timers::measure(&plan).await?,
+        Measurement::Reminders(arguments) => {
+            if !reminders::measure(&arguments).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Measurement::Disturb(arguments) => {
             if !disturb::measure(&arguments).await? {
                 return Ok(ExitCode::FAILURE);
