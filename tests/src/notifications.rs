@@ -172,7 +172,8 @@ both! {
     /// Operators steer while the daemon runs: what they do holds, and the daemon goes on from there.
     async fn pause_and_reactivate_while_the_daemon_runs(database: TestDatabase) {
         let _daemon = Daemon::start(&database, &[]);
-        until(&database, &["sub", "list"], |out| out.contains("active"));
+        let is_active = |out: &str| out.contains("inbox_1\tprojector\tactive");
+        until(&database, &["sub", "list", "-o", "plain"], is_active);
         let paused = herald(&database, &["sub", "pause", "inbox_1", "--reason", "a look"]).ok();
         assert_eq!(paused, "inbox_1: was active, is paused\n");
         herald(&database, &["sub", "pause", "inbox_1"]).fails(5);
