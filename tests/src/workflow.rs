@@ -48,7 +48,7 @@ async fn view(stage: &Stage, tracking_id: Uuid) -> TrackingView {
 }
 
 /// The types of what happened to a notification, in order, without the name of the context.
-fn types<'e>(events: &'e [Event], tracking_id: Uuid) -> Vec<&'e str> {
+fn types(events: &[Event], tracking_id: Uuid) -> Vec<&str> {
     let tracking_id = tracking_id.to_string();
     events
         .iter()
