@@ -15,6 +15,9 @@ fn test_mode(database: &TestDatabase, arguments: &[&str]) -> Said {
 /// A log in which the first event of user1 cannot be read, one of user2 can, and all attempts are used up.
 fn with_a_dead_letter(database: &TestDatabase) {
     herald(database, &["store", "setup", "--test-clock", "2026-01-01T00:00:00Z"]).ok();
+    // It is the inbox that this is about.
+    test_mode(database, &["sub", "pause", "--all"]).ok();
+    test_mode(database, &["sub", "reactivate", "inbox_1"]).ok();
     test_mode(database, &["events", "append", "user-user1", "--type", TYPE, "--payload", BROKEN]).ok();
     test_mode(database, &["user", "notify", "user2", "hello"]).ok();
     test_mode(database, &["clock", "advance", "3m"]).ok();
@@ -117,7 +120,7 @@ both! {
         // The archive has met the same event.
         herald(&database, &["sub", "skip", "archive_1", "1", "--reason", "typed by hand"]).ok();
         herald(&database, &["user", "notify", "user2", "hello"]).ok();
-        herald(&database, &["worker", "--until-caught-up"]).ok();
+        herald(&database, &["worker", "--until-caught-up", "--id", "inbox_1"]).ok();
         assert!(herald(&database, &["user", "inbox", "user2"]).ok().starts_with("1 pending"));
     }
 }

@@ -52,13 +52,14 @@ fn notify_read_acknowledge(database: &TestDatabase, daemon: Option<&Daemon>) {
     // N-03
     let done = herald(database, &["user", "acknowledge", "user1", id]).ok();
     assert_eq!(done, format!("Notification {id} was acknowledged.\n"));
-    let event = herald(database, &["events", "show", "2", "-o", "json"]).json();
-    assert_eq!(event["data"]["type"], "Acme.Notifications:UserHasAcknowledgedNotification");
-    assert_eq!(event["data"]["version"], "1");
+    let of_user = || herald(database, &["events", "list", "--stream", "user-user1", "-o", "json"]).json();
+    let event = &of_user()["data"][1];
+    assert_eq!(event["type"], "Acme.Notifications:UserHasAcknowledgedNotification");
+    assert_eq!(event["version"], "1");
     run(database, daemon);
     assert_eq!(herald(database, &["user", "inbox", "user1"]).ok(), "0 pending message(s) for user user1:\n");
     refused("user1", id);
-    assert_eq!(herald(database, &["events", "list", "-o", "plain", "--no-header"]).ok().lines().count(), 2);
+    assert_eq!(of_user()["data"].as_array().unwrap().len(), 2);
 }
 
 both! {
@@ -170,7 +171,8 @@ both! {
     /// Operators steer while the daemon runs: what they do holds, and the daemon goes on from there.
     async fn pause_and_reactivate_while_the_daemon_runs(database: TestDatabase) {
         let _daemon = Daemon::start(&database, &[]);
-        until(&database, &["sub", "show", "inbox_1"], |out| out.contains("active"));
+        let is_active = |out: &str| out.contains("inbox_1\tprojector\tactive");
+        until(&database, &["sub", "list", "-o", "plain"], is_active);
         let paused = herald(&database, &["sub", "pause", "inbox_1", "--reason", "a look"]).ok();
         assert_eq!(paused, "inbox_1: was active, is paused\n");
         herald(&database, &["sub", "pause", "inbox_1"]).fails(5);

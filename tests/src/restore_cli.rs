@@ -54,14 +54,14 @@ both! {
         for message in ["one", "two", "three"] {
             herald(&database, &["user", "notify", "user1", message]).ok();
         }
-        herald(&database, &["worker", "--until-caught-up"]).ok();
+        herald(&database, &["worker", "--until-caught-up", "--id", "inbox_1"]).ok();
         lose_the_end(&database.open().await, 2).await;
 
         let said = herald(&database, &["store", "verify", "-o", "json"]);
         let said = data(&said, 7);
-        let findings = said["data"]["findings"].as_array().unwrap();
-        let of_the_inbox = |finding: &&serde_json::Value| finding["subscription"] == "inbox_1";
-        assert_eq!(findings.iter().find(of_the_inbox).unwrap()["kind"], "checkpoint");
+        let mut findings = said["data"]["findings"].as_array().unwrap().iter();
+        let finding = findings.find(|finding| finding["subscription"] == "inbox_1").unwrap();
+        assert_eq!(finding["kind"], "checkpoint");
         assert_eq!(verdict(&data(&herald(&database, &["doctor", "-o", "json"]), 7), "log"), "problem");
 
         herald(&database, &["worker", "--until-caught-up"]).fails(1);

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use notification_subscribers::delivery::{NoSuppressions, deliveries};
-use notification_subscribers::subscribers;
+use notification_subscribers::delivery::deliveries;
+use notification_subscribers::{SuppressedAddresses, subscribers, workflow};
 use store::{Migration, Schema, Setup, Store, StoreError, TableName, Timestamp};
 use subscription_engine::{Criteria, Engine, Outcome, Registry};
 
@@ -208,8 +208,9 @@ impl App {
             }
             _ => {}
         }
-        let deliveries = deliveries(&config.notify, &store, Arc::new(NoSuppressions))?;
-        let engine = Engine::new(store.clone(), Registry::new(subscribers())?, PROGRAM)
+        let deliveries = deliveries(&config.notify, &store, Arc::new(SuppressedAddresses))?;
+        let registry = Registry::new(subscribers().into_iter().chain(workflow(&config.policy)))?;
+        let engine = Engine::new(store.clone(), registry, PROGRAM)
             .with_deliveries(deliveries)?
             .on_behalf_of(&config.who);
         Ok(Self { store, engine })

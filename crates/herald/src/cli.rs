@@ -14,9 +14,11 @@ mod effects;
 mod events;
 mod findings;
 mod next;
-mod pace;
+mod notification;
 mod notify;
+mod pace;
 mod projection;
+mod recipient;
 mod status;
 mod store;
 mod streams;
@@ -88,6 +90,12 @@ enum Command {
     /// Channels, who is subscribed to them, and notifying everybody who is
     #[command(subcommand)]
     Channel(channel::Command),
+    /// How users are reached: addresses, preferences, what is not used any more
+    #[command(subcommand)]
+    Recipient(recipient::Command),
+    /// Have a notification sent by mail and Slack, and see how far it is
+    #[command(subcommand)]
+    Notification(notification::Command),
     /// See and steer subscriptions
     #[command(subcommand, alias = "subscription")]
     Sub(sub::Command),
@@ -130,8 +138,10 @@ enum Command {
 }
 
 /// The nouns whose verbs may follow a colon.
-const NOUNS: [&str; 16] = [
+const NOUNS: [&str; 18] = [
     "user",
+    "recipient",
+    "notification",
     "sub",
     "subscription",
     "dlq",
@@ -203,6 +213,8 @@ impl Cli {
             Command::Demo(arguments) => return demo::run(arguments).await,
             Command::User(command) => user::run(&config()?, global, command).await?,
             Command::Channel(command) => channel::run(&config()?, global, command).await?,
+            Command::Recipient(command) => recipient::run(&config()?, global, command).await?,
+            Command::Notification(command) => notification::run(&config()?, global, command).await?,
             Command::Sub(command) => sub::run(&config()?, global, command).await?,
             Command::Dlq(command) => dlq::run(&config()?, global, command).await?,
             Command::Projection(command) => projection::run(&config()?, global, command).await?,

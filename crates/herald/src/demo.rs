@@ -3,6 +3,7 @@
 //! Everything it shows is what a user would type and see: the daemon is a process of its own, and so is
 //! each command. It ends by itself and leaves nothing behind.
 
+use notification_subscribers::policy::Policy;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -180,6 +181,7 @@ impl Stage {
             test_mode: false,
             who: "demo".to_owned(),
             notify: DeliverySettings::default(),
+            policy: Policy::default(),
         };
         app::connect(&config, false).await
     }

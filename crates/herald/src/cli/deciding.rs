@@ -78,7 +78,9 @@ pub(crate) fn exit_of<R: std::error::Error + 'static>(
         ExecuteError::Read(error @ ReadError::BadRow { .. }) => {
             let exit = Exit::from(error);
             let hint = exit.hint().unwrap_or_default().to_owned();
-            exit.with_hint(format!("until that stream can be read again, nothing can be decided for it: {hint}"))
+            exit.with_hint(format!(
+                "until that stream can be read again, nothing can be decided for it: {hint}"
+            ))
         }
         error => error.into(),
     }

@@ -153,7 +153,7 @@ async fn replay(app: &App, global: &Global, projection: &Projection) -> Result<u
     }
     warn_of_replay(app, &projection.id).await?;
     let reason = global.reason.as_deref().unwrap_or("replayed");
-    let outcome = app.engine.replay(&projection.id, reason, progress_of(&projection.name)).await?;
+    let outcome = app.engine.replay(&projection.id, reason, progress_of(projection.name)).await?;
     match outcome {
         Outcome::CaughtUp { events } | Outcome::Parked { events, .. } if quiet => Ok(events),
         Outcome::Parked { events, parked, .. } => {

@@ -6,8 +6,8 @@ use store::{Store, Tx};
 use subscription_engine::BoxError;
 
 use crate::events::{UserHasAcknowledgedNotification, UserWasNotified};
+use crate::ids::UserId;
 use crate::operations::RemindsOf;
-use crate::user::UserId;
 
 /// A stream is read in pages of this size.
 const PAGE: usize = 500;
