@@ -87,7 +87,7 @@ both! {
             (&["dlq", "retry", "inbox_1", "1", "--all"], 2, "cannot be used with"),
             (&["dlq", "retry", "nobody", "--all"], 3, "there is no subscription"),
             (&["dlq", "discard", "inbox_1", "1", "--yes"], 2, "without a reason"),
-            (&["dlq", "discard", "inbox_1", "--all", "--reason", " ", "--yes"], 2, "without a reason"),
+            (&["dlq", "discard", "inbox_1", "--all", "--reason", " ", "--yes"], 2, "--reason is empty"),
             (&["dlq", "discard", "inbox_1", "7", "--reason", "x", "--yes"], 3, "no dead letter at position 7"),
             (&["dlq", "list", "--after", "7"], 2, "names no subscription"),
             (&["dlq", "list", "inbox_1", "--after", "x"], 2, "is no position"),
