@@ -191,7 +191,7 @@ both! {
         assert_eq!(requests.len(), 2);
         for (request, passed) in requests.iter().zip([0, 60]) {
             let at = (T0.as_micros() / 1_000_000 + passed).to_string();
-            assert_eq!(request.body, r#"{"type":"x.happened","timestamp":"2026-01-01T00:00:00Z","data":{"b":1,"a":"ü"}}"#);
+            assert_eq!(request.body, r#"{"type":"x.happened","timestamp":"2026-01-01T00:00:00.000000Z","data":{"b":1,"a":"ü"}}"#);
             assert_eq!((request.header("webhook-id"), request.header("webhook-timestamp")), (&*operation_id.to_string(), &*at));
             let mut mac = Hmac::<Sha256>::new_from_slice(b"a key of some length").unwrap();
             mac.update(format!("{operation_id}.{at}.{}", request.body).as_bytes());

@@ -147,7 +147,8 @@ impl Subscriber for ReminderManager {
     async fn handle(&self, events: &[Event], context: &mut Context<'_>) -> Result<(), BoxError> {
         let mut schedules = Schedules::new();
         for event in events {
-            let mut cause = context.because_of(event);
+            // A mail reminds of many notifications: it belongs to none of their works (N-09).
+            let mut cause = context.because_of(event).without_correlation();
             let (user_id, command) = if let Some(notified) = event.decode::<UserWasNotified>() {
                 let UserWasNotified { user_id, notification_id, timestamp, .. } = notified?;
                 (user_id, ReminderCommand::Schedule { notification_id, occurred_at: timestamp })
@@ -170,7 +171,8 @@ impl Subscriber for ReminderManager {
         for timer in timers {
             // A clock that was set back since does not make it early.
             let now = now.max(timer.due);
-            self.look(&mut schedules, timer, &mut context.because_of_timer(timer), now).await?;
+            self.look(&mut schedules, timer, &mut context.because_of_timer(timer).without_correlation(), now)
+                .await?;
         }
         Ok(())
     }

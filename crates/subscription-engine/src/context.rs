@@ -401,6 +401,13 @@ impl Cause<'_, '_> {
         self.origin.stored_id
     }
 
+    /// The same cause for what begins a work of its own: what it brings about does not belong to the cause's correlation.
+    #[must_use]
+    pub fn without_correlation(mut self) -> Self {
+        self.origin.correlation_id = None;
+        self
+    }
+
     /// Appends an event when this unit commits.
     ///
     /// Its id is derived from the cause, so it is appended once however often this is repeated. It gets the
