@@ -53,7 +53,7 @@ both! {
         assert!(said.contains("→ herald sub show inbox_1"), "{said}");
 
         herald(&database, &["sub", "skip", "inbox_1", "2", "--reason", "damaged"]).ok();
-        herald(&database, &["worker", "--until-caught-up"]).ok();
+        herald(&database, &["worker", "--until-caught-up", "--id", "inbox_1"]).ok();
         let inbox = herald(&database, &["user", "inbox", "user1"]).ok();
         assert!(inbox.contains("one") && inbox.contains("three") && !inbox.contains("two"), "{inbox}");
         let said = herald(&database, &["projection", "replay", "inbox"]);

@@ -322,7 +322,7 @@ both! {
         ] {
             assert!(said.lines().any(|said| said == line), "{line:?} is missing in {said}");
         }
-        assert!(said.lines().last().unwrap().ends_with(" event(s) for 6 projection(s)."), "{said}");
+        assert!(said.lines().last().unwrap().ends_with(" event(s) for 4 projection(s)."), "{said}");
         run(&database);
         assert_eq!((events(&database), on(&database, &["user", "inbox", "user1"]).ok()), before);
         let refused = on(&database, &["projection", "replay", "channel_fanout"]).fails(1);

@@ -173,9 +173,10 @@ both! {
         does(&stage, &channels, "large", notify("large")).await;
         does(&stage, &channels, "small", notify("small")).await;
         // A timer fires behind everything that had happened when it was seen due.
+        let one_by_one = Settings { catch_up_rounds: 1, ..Settings::default() };
+        let engine = stage.engine().clone().with_settings(one_by_one);
         let fire = async || {
-            stage.engine().run(&Criteria::id("channel_fanout"), None).await.unwrap();
-            assert!(stage.engine().fire_timers(&Criteria::all()).await.unwrap().fired > 0);
+            engine.run(&Criteria::id("channel_fanout"), None).await.unwrap();
         };
         let count = async |id: &str| {
             reached(&all_events(stage.store()).await).iter().filter(|(told, _)| told == id).count()

@@ -138,9 +138,10 @@ both! {
         let list = herald(&database, &["projection:list"]).ok();
         let rule = "-".repeat(79);
         let line = |name: &str, class: &str| format!("  {name:<40}Acme\\Notifications\\{class}Projector\n");
-        let head = "There are 3 projections configured:\n\nPACKAGE \"ACME.NOTIFICATIONS\":\n";
+        let head = "There are 4 projections configured:\n\nPACKAGE \"ACME.NOTIFICATIONS\":\n";
         let (archive, members) = (line("archive", "Archive"), line("channel-members", "ChannelMembers"));
-        assert_eq!(list, format!("{head}{rule}\n{archive}{members}{}", line("inbox", "Inbox")));
+        let (deliveries, inbox) = (line("deliveries", "Deliveries"), line("inbox", "Inbox"));
+        assert_eq!(list, format!("{head}{rule}\n{archive}{members}{deliveries}{inbox}"));
     }
 
     /// Work that is left undone is no success, whether it failed now or before.
