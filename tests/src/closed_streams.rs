@@ -235,7 +235,7 @@ both! {
         herald(&database, &["store", "export", file]).ok();
         let copy = TestDatabase::sqlite();
         herald(&copy, &["store", "setup"]).ok();
-        let said = herald(&copy, &["store", "import", file]);
+        let said = herald(&copy, &["store", "import", file, "--yes"]);
         assert_eq!(said.code, Some(0), "{said:?}");
         let copy = copy.store().await;
         assert!(is_closed(copy.read_stream(&gone(), 0, 10).await));

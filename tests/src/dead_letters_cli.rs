@@ -15,6 +15,9 @@ fn test_mode(database: &TestDatabase, arguments: &[&str]) -> Said {
 /// A log in which the first event of user1 cannot be read, one of user2 can, and all attempts are used up.
 fn with_a_dead_letter(database: &TestDatabase) {
     herald(database, &["store", "setup", "--test-clock", "2026-01-01T00:00:00Z"]).ok();
+    // It is the inbox that this is about.
+    test_mode(database, &["sub", "pause", "--all"]).ok();
+    test_mode(database, &["sub", "reactivate", "inbox_1"]).ok();
     test_mode(database, &["events", "append", "user-user1", "--type", TYPE, "--payload", BROKEN]).ok();
     test_mode(database, &["user", "notify", "user2", "hello"]).ok();
     test_mode(database, &["clock", "advance", "3m"]).ok();
@@ -30,19 +33,20 @@ both! {
         assert!(said.contains("1 set aside as dead letter(s), first position 3"), "{said}");
         assert!(said.contains("there are older dead letters of \"user-user1\""), "{said}");
 
-        let list = test_mode(&database, &["dlq", "list", "-o", "plain", "--no-header"]).ok();
+        let list = test_mode(&database, &["dlq", "list", "inbox_1", "-o", "plain", "--no-header"]).ok();
         let rows: Vec<Vec<&str>> = list.lines().map(|row| row.split('\t').collect()).collect();
         assert_eq!(rows[0][..5], ["inbox_1", "1", TYPE, "user-user1", "6"]);
         assert!(rows[0][6].contains("missing field"), "{list}");
         assert_eq!((rows[1][1], rows[1][4], rows[1][6]), ("3", "0", "behind 1"));
-        let page = test_mode(&database, &["dead-letters:list", "--limit", "1", "-o", "json"]).json();
+        let page = test_mode(&database, &["dead-letters:list", "--after", "inbox_1/0", "--limit", "1", "-o", "json"]).json();
         assert_eq!((&page["schema"], &page["next"]), (&"herald.dlq.list/1".into(), &"inbox_1/1".into()));
         let page = test_mode(&database, &["dlq", "list", "--after", "inbox_1/1", "-o", "json"]).json();
         assert_eq!((&page["data"][0]["position"], &page["next"]), (&"3".into(), &serde_json::Value::Null));
         let page = test_mode(&database, &["dlq", "list", "inbox_1", "--error", "missing field", "-o", "json"]).json();
         assert_eq!(page["data"].as_array().unwrap().len(), 1);
         let subs = test_mode(&database, &["sub", "list", "-o", "json"]).json();
-        assert_eq!(subs["data"][0]["dead_letters"], "2");
+        let inbox = subs["data"].as_array().unwrap().iter().find(|row| row["id"] == "inbox_1").unwrap();
+        assert_eq!(inbox["dead_letters"], "2");
         let shown = test_mode(&database, &["sub", "show", "inbox_1"]).ok();
         assert!(shown.contains("2 dead letter(s)") && shown.contains("herald --test-mode dlq list inbox_1"), "{shown}");
 
@@ -68,7 +72,7 @@ both! {
         let said = test_mode(&database, &["dlq", "retry", "inbox_1", "--key", "user-user1"]).ok();
         assert_eq!(said, "inbox_1: 1 dead letter(s) handled, 0 failed again, 0 left\n");
         assert!(test_mode(&database, &["user", "inbox", "user1"]).ok().contains("me too"));
-        assert_eq!(test_mode(&database, &["dlq", "list", "-o", "plain", "--no-header"]).ok(), "");
+        assert_eq!(test_mode(&database, &["dlq", "list", "inbox_1", "-o", "plain", "--no-header"]).ok(), "");
         assert!(test_mode(&database, &["sub", "show", "inbox_1"]).ok().contains(": a typo ("));
     }
 
@@ -113,8 +117,10 @@ both! {
         assert!(shown.contains("herald sub skip inbox_1 1 --reason"), "{shown}");
         let skip = herald(&database, &["sub", "skip", "inbox_1", "1", "--reason", "typed by hand"]).ok();
         assert_eq!(skip, "inbox_1: skipped position 1, is booting\n");
+        // The archive has met the same event.
+        herald(&database, &["sub", "skip", "archive_1", "1", "--reason", "typed by hand"]).ok();
         herald(&database, &["user", "notify", "user2", "hello"]).ok();
-        herald(&database, &["worker", "--until-caught-up"]).ok();
+        herald(&database, &["worker", "--until-caught-up", "--id", "inbox_1"]).ok();
         assert!(herald(&database, &["user", "inbox", "user2"]).ok().starts_with("1 pending"));
     }
 }

@@ -39,7 +39,8 @@ both! {
         herald(&database, &["store", "setup"]).ok();
         herald(&database, &["sub", "pause", "inbox_1"]).ok();
         let said = herald(&database, &["sub", "list", "-o", "json"]).json();
-        let note = said["data"][0]["note"].as_str().unwrap();
+        let inbox = said["data"].as_array().unwrap().iter().find(|one| one["id"] == "inbox_1").unwrap();
+        let note = inbox["note"].as_str().unwrap();
         assert!(note.starts_with("paused by ") && !note.contains(':'), "{note}");
         herald(&database, &["user", "notify", "user1", "hello"]).ok();
         let said = herald(&database, &["user", "inbox", "user1"]);

@@ -86,14 +86,25 @@ pub(crate) fn herald(database: &TestDatabase, arguments: &[&str]) -> Said {
     command(database.url(), arguments).output().unwrap().into()
 }
 
+/// As [`herald`], with these settings in its environment.
+pub(crate) fn herald_with(database: &TestDatabase, settings: &[(&str, &str)], arguments: &[&str]) -> Said {
+    command(database.url(), arguments).envs(settings.iter().copied()).output().unwrap().into()
+}
+
 /// A running `herald worker`; killed when the test ends.
 #[derive(Debug)]
 pub(crate) struct Daemon(Child);
 
 impl Daemon {
     pub(crate) fn start(database: &TestDatabase, arguments: &[&str]) -> Self {
+        Self::start_with(database, &[], arguments)
+    }
+
+    /// With these settings in its environment.
+    pub(crate) fn start_with(database: &TestDatabase, settings: &[(&str, &str)], arguments: &[&str]) -> Self {
         let mut worker = command(database.url(), ["worker"]);
-        Self(worker.args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        worker.envs(settings.iter().copied()).args(arguments);
+        Self(worker.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
 
     /// kill -9.

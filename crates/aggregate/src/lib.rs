@@ -1,15 +1,35 @@
 //! Aggregates: pure decisions on the events of one stream, and the repository that runs them.
 //!
 //! An aggregate never does I/O, never reads a clock and never makes an id: whatever it needs to know comes
-//! in with the command or the context. So a test needs no database: given these events, when this command,
+//! in with the command or the context. So a test needs no database: [`given`] these events, when this command,
 //! then those events or a refusal.
+//!
+//! A shopping cart, from the rules to the log:
+//!
+//! ```
+#![doc = include_str!("../examples/shopping_cart.rs")]
+//! ```
 
+mod decision;
+mod error;
+mod given;
+mod in_handler;
+mod provenance;
+mod provide;
 mod repository;
+mod rules;
 mod snapshots;
 
-pub use repository::{ExecuteError, Executed, Provenance, Repository};
+pub use error::ExecuteError;
+pub use given::{Given, When, given};
+pub use in_handler::AsOf;
+pub use provenance::{Provenance, event_id};
+pub use provide::ContextProvider;
+pub use repository::{Executed, Repository};
+pub use rules::{CommandRules, Needs};
 
 use store::{Event, InvalidJson, NewEvent, UndecodableEvent};
+use subscription_engine::PastEvent;
 
 /// A unit of consistency: rules about what may happen next in one stream.
 pub trait Aggregate {
@@ -23,6 +43,15 @@ pub trait Aggregate {
     type Context;
     /// Why something may not happen.
     type Refusal: std::error::Error + Send + Sync + 'static;
+
+    /// The category of its streams: `channel` for `channel-<id>`. A command for any other stream is refused. Without
+    /// this its streams can have any name.
+    const CATEGORY: Option<&'static str> = None;
+
+    /// What a command needs, and what it may bring about. Without this it needs nothing and may bring about anything.
+    fn rules(_: &Self::Command) -> CommandRules {
+        CommandRules::default()
+    }
 
     /// What is to happen, in order. Nothing is a success: the command asks for what is so already.
     fn decide(
@@ -39,6 +68,8 @@ pub trait Aggregate {
 pub trait EventSet: Sized {
     /// Reads an event of the log; none for a type that this aggregate does not know.
     fn decode(event: &Event) -> Option<Result<Self, UndecodableEvent>>;
+    /// As [`EventSet::decode`], of what a handler sees of a stream.
+    fn decode_past(event: &PastEvent) -> Option<Result<Self, UndecodableEvent>>;
     /// The event as the log takes it.
     fn encode(&self) -> Result<NewEvent, InvalidJson>;
 }
@@ -60,6 +91,15 @@ macro_rules! event_set {
                 None
             }
 
+            fn decode_past(
+                event: &$crate::log::PastEvent,
+            ) -> Option<Result<Self, $crate::log::UndecodableEvent>> {
+                $(if let Some(decoded) = event.decode::<$event>() {
+                    return Some(decoded.map(Self::$event));
+                })+
+                None
+            }
+
             fn encode(&self) -> Result<$crate::log::NewEvent, $crate::log::InvalidJson> {
                 match self { $(Self::$event(event) => $crate::log::NewEvent::of(event)),+ }
             }
@@ -71,4 +111,5 @@ macro_rules! event_set {
 #[doc(hidden)]
 pub mod log {
     pub use store::{Event, InvalidJson, NewEvent, UndecodableEvent};
+    pub use subscription_engine::PastEvent;
 }

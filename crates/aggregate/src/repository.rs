@@ -4,44 +4,25 @@ use std::fmt;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use store::{
-    AppendError, Appended, ExpectedVersion, InvalidJson, NewEvent, ReadError, Store, StreamName,
-    UndecodableEvent, Version,
-};
-use uuid::Uuid;
+use store::{AppendError, Appended, ExpectedVersion, NewEvent, Store, StreamName, Version};
 
+use crate::decision::{Loaded, check_stream, decide};
+use crate::error::{ExecuteError, MAX_CONFLICTS};
+use crate::provenance::{Provenance, with_metadata};
+use crate::provide::{ContextProvider, Provide};
 use crate::snapshots::Snapshots;
 use crate::{Aggregate, EventSet};
 
-/// How often a decision is made anew because somebody else appended meanwhile.
-const MAX_CONFLICTS: usize = 20;
 /// How often an append whose answer got lost is repeated.
 const MAX_REPEATS: usize = 3;
 /// A stream is read in pages of this size.
-const PAGE: usize = 1_000;
+pub(crate) const PAGE: usize = 1_000;
 
 /// Runs an aggregate on a log.
 pub struct Repository<A: Aggregate> {
     store: Store,
     snapshots: Option<Snapshots<A::State>>,
-}
-
-/// An aggregate as it was read.
-struct Loaded<S> {
-    state: S,
-    /// The version of the last event in it.
-    last: Option<Version>,
-    /// How many events had to be read for it.
-    read: i64,
-}
-
-/// Where a command comes from, kept with every event that it brings about.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Provenance {
-    /// What it belongs to.
-    pub correlation_id: Option<String>,
-    /// The event that brought it about.
-    pub causation_id: Option<Uuid>,
+    notes_metadata: bool,
 }
 
 /// What a command did.
@@ -53,48 +34,10 @@ pub struct Executed<E> {
     pub appended: Appended,
 }
 
-/// Why a command did nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum ExecuteError<R: std::error::Error + 'static> {
-    /// The aggregate refuses.
-    #[error(transparent)]
-    Refused(R),
-    /// Others keep appending to the stream.
-    #[error("stream {stream} changed {MAX_CONFLICTS} times while the command was decided; try again")]
-    Contended {
-        /// The stream.
-        stream: StreamName,
-    },
-    /// The stream did not change, and the append was refused all the same.
-    #[error(
-        "the log refuses every append to stream {stream}, though nobody else appends to it: it has recorded {} for it, \
-         and its last event has another version; `herald store verify` tells more",
-        .recorded.map_or_else(|| "no version".to_owned(), |version| format!("version {version}"))
-    )]
-    Misrecorded {
-        /// The stream.
-        stream: StreamName,
-        /// The version in the table of streams, if it is there.
-        recorded: Option<Version>,
-    },
-    /// An event of the stream is not what its type says.
-    #[error(transparent)]
-    Undecodable(#[from] UndecodableEvent),
-    /// A decided event cannot be written as JSON.
-    #[error("an event cannot be written as JSON")]
-    Unwritable(#[from] InvalidJson),
-    /// The stream could not be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// The events could not be appended.
-    #[error(transparent)]
-    Append(#[from] AppendError),
-}
-
 impl<A: Aggregate> Repository<A> {
     /// A repository on this log.
     pub fn new(store: Store) -> Self {
-        Self { store, snapshots: None }
+        Self { store, snapshots: None, notes_metadata: false }
     }
 
     /// Keeps a snapshot of a stream whenever a command had to read so many events of it, and begins to read after
@@ -111,6 +54,22 @@ impl<A: Aggregate> Repository<A> {
         Self { snapshots: Some(Snapshots::new(schema_number, every)), ..self }
     }
 
+    /// Notes with each event, in its metadata, what it belongs to: `_aggregate_type`, `_aggregate_id`,
+    /// `_aggregate_version` (from 1), and what brought it about: `_causation_id` and `_causation_name`. The stream, the
+    /// version and the causation of an event say the same without it; this is for readers that look for those names.
+    #[must_use]
+    pub fn with_metadata(self) -> Self {
+        Self { notes_metadata: true, ..self }
+    }
+
+    pub(crate) fn notes_metadata(&self) -> bool {
+        self.notes_metadata
+    }
+
+    pub(crate) fn snapshots(&self) -> Option<&Snapshots<A::State>> {
+        self.snapshots.as_ref()
+    }
+
     /// Waits for the snapshots that are still being written.
     pub async fn close(&self) {
         if let Some(snapshots) = &self.snapshots {
@@ -123,11 +82,12 @@ impl<A: Aggregate> Repository<A> {
         &self,
         stream: &StreamName,
     ) -> Result<(A::State, ExpectedVersion), ExecuteError<A::Refusal>> {
-        let Loaded { state, last, .. } = self.replay(stream).await?;
+        let (Loaded { state, last }, _) = self.replay(stream).await?;
         Ok((state, expected(last)))
     }
 
-    async fn replay(&self, stream: &StreamName) -> Result<Loaded<A::State>, ExecuteError<A::Refusal>> {
+    /// The aggregate, and how many events had to be read for it.
+    async fn replay(&self, stream: &StreamName) -> Result<(Loaded<A::State>, i64), ExecuteError<A::Refusal>> {
         let newest = match &self.snapshots {
             Some(snapshots) => snapshots.newest(&self.store, stream).await,
             None => None,
@@ -151,7 +111,7 @@ impl<A: Aggregate> Repository<A> {
                 break;
             }
         }
-        Ok(Loaded { state, read: after(last) - begin, last })
+        Ok((Loaded { state, last }, after(last) - begin))
     }
 
     /// Decides on a command and appends what is to happen. On a conflict it is decided again, on the newer
@@ -163,19 +123,48 @@ impl<A: Aggregate> Repository<A> {
         context: &A::Context,
         provenance: &Provenance,
     ) -> Result<Executed<A::Event>, ExecuteError<A::Refusal>> {
+        self.decide_and_append(stream, command, Provide::Given(context), provenance).await
+    }
+
+    /// As [`Repository::execute`], with a context that is looked up whenever a decision is made.
+    pub async fn execute_with(
+        &self,
+        stream: &StreamName,
+        command: &A::Command,
+        provider: &dyn ContextProvider<A>,
+        provenance: &Provenance,
+    ) -> Result<Executed<A::Event>, ExecuteError<A::Refusal>> {
+        self.decide_and_append(stream, command, Provide::By(provider), provenance).await
+    }
+
+    async fn decide_and_append(
+        &self,
+        stream: &StreamName,
+        command: &A::Command,
+        provide: Provide<'_, A>,
+        provenance: &Provenance,
+    ) -> Result<Executed<A::Event>, ExecuteError<A::Refusal>> {
+        check_stream::<A>(stream, command)?;
+        let rules = A::rules(command);
         let mut first_conflict = None;
         let mut has_moved = false;
         for _ in 0..MAX_CONFLICTS {
-            let Loaded { state, last, read } = self.replay(stream).await?;
-            let events = A::decide(&state, command, context).map_err(ExecuteError::Refused)?;
-            let mut new = Vec::with_capacity(events.len());
-            for event in &events {
-                new.push(NewEvent {
-                    correlation_id: provenance.correlation_id.clone(),
-                    causation_id: provenance.causation_id,
-                    ..event.encode()?
-                });
+            let (loaded, read) = self.replay(stream).await?;
+            let provided;
+            let context = match provide {
+                Provide::Given(context) => context,
+                Provide::By(provider) => {
+                    let failed = |source| ExecuteError::Context { command: rules.shown(), source };
+                    provided = provider.provide(command).await.map_err(failed)?;
+                    &provided
+                }
+            };
+            let (events, mut new) = decide::<A>(stream, &loaded, command, context)?;
+            if self.notes_metadata {
+                new = with_metadata(new, stream, loaded.last, rules, provenance)?;
             }
+            let new = provenance.kept_with(new);
+            let last = loaded.last;
             let appended = match self.append(stream, expected(last), new).await {
                 Err(AppendError::WrongVersion { actual, .. }) => {
                     has_moved |= *first_conflict.get_or_insert((last, actual)) != (last, actual);
@@ -184,8 +173,8 @@ impl<A: Aggregate> Repository<A> {
                 result => result?,
             };
             // Of what was read: that is certainly what a later reading makes of these events.
-            if let (Some(snapshots), Some(version)) = (&self.snapshots, last) {
-                snapshots.take(&self.store, stream, state, version, read);
+            if let (Some(snapshots), Some(version)) = (&self.snapshots, loaded.last) {
+                snapshots.take(&self.store, stream, loaded.state, version, read);
             }
             return Ok(Executed { events, appended });
         }
@@ -216,17 +205,22 @@ impl<A: Aggregate> Repository<A> {
 }
 
 /// The version that follows.
-fn after(last: Option<Version>) -> i64 {
+pub(crate) fn after(last: Option<Version>) -> i64 {
     last.map_or(0, |version| version.0 + 1)
 }
 
-fn expected(last: Option<Version>) -> ExpectedVersion {
+/// What to expect of a stream with this last version.
+pub(crate) fn expected(last: Option<Version>) -> ExpectedVersion {
     last.map_or(ExpectedVersion::NoStream, ExpectedVersion::Exactly)
 }
 
 impl<A: Aggregate> fmt::Debug for Repository<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { store, snapshots } = self;
-        f.debug_struct("Repository").field("store", store).field("snapshots", snapshots).finish()
+        let Self { store, snapshots, notes_metadata } = self;
+        f.debug_struct("Repository")
+            .field("store", store)
+            .field("snapshots", snapshots)
+            .field("notes_metadata", notes_metadata)
+            .finish()
     }
 }

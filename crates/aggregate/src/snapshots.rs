@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use store::{BoxError, InvalidJson, Json, Store, StreamName, Version, messages};
+use store::{BoxError, InvalidJson, Json, Snapshot, Store, StreamName, Version, messages};
 use tokio::task::{JoinError, JoinSet};
 
 /// Snapshots that are written at the same time; more are left for a later command.
@@ -71,14 +71,24 @@ impl<S> Snapshots<S> {
                     return None;
                 }
             };
-            match (self.read)(&snapshot.state) {
-                Ok(state) => return Some((state, snapshot.version)),
-                Err(error) => {
-                    warn(stream, &format!("at version {} is ignored", snapshot.version), &*error);
-                    up_to = Some(Version(snapshot.version.0 - 1));
-                }
+            match self.read(stream, &snapshot) {
+                Some(state) => return Some((state, snapshot.version)),
+                None => up_to = Some(Version(snapshot.version.0 - 1)),
             }
         }
+    }
+
+    /// The state in a snapshot, if it can be read.
+    pub(crate) fn read(&self, stream: &StreamName, snapshot: &Snapshot) -> Option<S> {
+        let ignored = |error: BoxError| {
+            warn(stream, &format!("at version {} is ignored", snapshot.version), &*error);
+        };
+        (self.read)(&snapshot.state).map_err(ignored).ok()
+    }
+
+    /// The number of those that can be read.
+    pub(crate) fn schema_number(&self) -> u32 {
+        self.schema_number
     }
 
     /// Takes a snapshot in the background, if so many events were read since the last one that it is time.

@@ -17,6 +17,8 @@
 //! cargo run --release -p bench -- takeover
 //! cargo run --release -p bench -- takeover --vanish --rounds 3
 //! cargo run --release -p bench -- isolation
+//! cargo run --release -p bench -- fan-out --users 100000
+//! cargo run --release -p bench -- reminders
 //! ```
 //!
 //! Absolute numbers say more about the disk than about us, so each figure of Herald stands beside the raw
@@ -33,10 +35,12 @@ mod catchup;
 mod databases;
 mod effects;
 mod engine;
+mod fan_out;
 mod filled_log;
 mod growth;
 mod memory;
 mod read;
+mod reminders;
 mod rounds;
 mod timers;
 mod wake;
@@ -74,6 +78,10 @@ enum Measurement {
     Effects(rounds::Plan),
     /// Firing 100,000 timers that are due together, and how long an event waits meanwhile.
     Timers(rounds::Plan),
+    /// A notification of a channel with 100,000 users: time, memory, and how long a direct one waits meanwhile.
+    FanOut(fan_out::Arguments),
+    /// 10,000 users who are due for a reminder in the same minute get one mail each. Fails otherwise.
+    Reminders(reminders::Arguments),
     /// Appenders and readers while somebody gets in their way: nothing lost, nothing doubled, nobody held up. Fails otherwise.
     Disturb(disturb::Arguments),
     /// Workers, backends and the server die, operators interfere, events are poison: each event is handled once all
@@ -118,6 +126,12 @@ async fn main() -> Result<ExitCode, BoxError> {
         Measurement::EngineChild(arguments) => engine::be_child(&arguments).await?,
         Measurement::Effects(plan) => effects::measure(&plan).await?,
         Measurement::Timers(plan) => timers::measure(&plan).await?,
+        Measurement::FanOut(arguments) => fan_out::measure(&arguments).await?,
+        Measurement::Reminders(arguments) => {
+            if !reminders::measure(&arguments).await? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
         Measurement::Disturb(arguments) => {
             if !disturb::measure(&arguments).await? {
                 return Ok(ExitCode::FAILURE);

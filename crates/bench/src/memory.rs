@@ -81,6 +81,17 @@ pub(crate) async fn be_child(arguments: &ChildArguments) -> Result<(), BoxError>
     Ok(())
 }
 
+/// Forgets this process's peak of resident memory, and tells what it holds now, in MiB.
+pub(crate) fn reset_peak() -> Result<f64, BoxError> {
+    std::fs::write("/proc/self/clear_refs", "5")?;
+    peak_mebibytes()
+}
+
+/// The peak of this process's resident memory, in MiB.
+pub(crate) fn peak_mebibytes() -> Result<f64, BoxError> {
+    Ok(f64::from(peak_kibibytes()?) / 1024.0)
+}
+
 /// The most memory that this process has had.
 pub(crate) fn peak_kibibytes() -> Result<u32, BoxError> {
     let status = std::fs::read_to_string("/proc/self/status")?;

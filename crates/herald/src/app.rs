@@ -1,6 +1,9 @@
 //! The program put together: a log, an engine, and the subscribers that ship with it.
 
-use notification_subscribers::subscribers;
+use std::sync::Arc;
+
+use notification_subscribers::delivery::deliveries;
+use notification_subscribers::{SuppressedAddresses, subscribers, workflow};
 use store::{Migration, Schema, Setup, Store, StoreError, TableName, Timestamp};
 use subscription_engine::{Criteria, Engine, Outcome, Registry};
 
@@ -205,8 +208,11 @@ impl App {
             }
             _ => {}
         }
-        let engine =
-            Engine::new(store.clone(), Registry::new(subscribers())?, PROGRAM).on_behalf_of(&config.who);
+        let deliveries = deliveries(&config.notify, &store, Arc::new(SuppressedAddresses))?;
+        let registry = Registry::new(subscribers().into_iter().chain(workflow(&config.policy)))?;
+        let engine = Engine::new(store.clone(), registry, PROGRAM)
+            .with_deliveries(deliveries)?
+            .on_behalf_of(&config.who);
         Ok(Self { store, engine })
     }
 }

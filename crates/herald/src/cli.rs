@@ -2,17 +2,23 @@
 //!
 //! Every command is written with spaces; the colon form of the tutorial works as well.
 
+mod channel;
 mod check;
 mod clock;
 mod confirm;
+mod deciding;
+mod deliveries;
 mod dlq;
 mod doctor;
 mod effects;
 mod events;
 mod findings;
 mod next;
+mod notification;
+mod notify;
 mod pace;
 mod projection;
+mod recipient;
 mod status;
 mod store;
 mod streams;
@@ -81,6 +87,15 @@ enum Command {
     /// Notify users, show what is pending, acknowledge
     #[command(subcommand)]
     User(user::Command),
+    /// Channels, who is subscribed to them, and notifying everybody who is
+    #[command(subcommand)]
+    Channel(channel::Command),
+    /// How users are reached: addresses, preferences, what is not used any more
+    #[command(subcommand)]
+    Recipient(recipient::Command),
+    /// Have a notification sent by mail and Slack, and see how far it is
+    #[command(subcommand)]
+    Notification(notification::Command),
     /// See and steer subscriptions
     #[command(subcommand, alias = "subscription")]
     Sub(sub::Command),
@@ -102,6 +117,12 @@ enum Command {
     /// What is to be done outside the database: mails, calls of other servers
     #[command(subcommand)]
     Effects(effects::Command),
+    /// What was sent to whom, and what came of it
+    #[command(after_help = deliveries::HELP)]
+    Deliveries(deliveries::Arguments),
+    /// Try out how mails, Slack messages and webhook calls get out
+    #[command(subcommand)]
+    Notify(notify::Command),
     /// The clock of a store in test mode
     #[command(subcommand)]
     Clock(clock::Command),
@@ -117,8 +138,10 @@ enum Command {
 }
 
 /// The nouns whose verbs may follow a colon.
-const NOUNS: [&str; 15] = [
+const NOUNS: [&str; 18] = [
     "user",
+    "recipient",
+    "notification",
     "sub",
     "subscription",
     "dlq",
@@ -131,6 +154,7 @@ const NOUNS: [&str; 15] = [
     "streams",
     "stream",
     "effects",
+    "notify",
     "clock",
     "channel",
 ];
@@ -188,6 +212,9 @@ impl Cli {
             // On a database of its own, whatever is configured.
             Command::Demo(arguments) => return demo::run(arguments).await,
             Command::User(command) => user::run(&config()?, global, command).await?,
+            Command::Channel(command) => channel::run(&config()?, global, command).await?,
+            Command::Recipient(command) => recipient::run(&config()?, global, command).await?,
+            Command::Notification(command) => notification::run(&config()?, global, command).await?,
             Command::Sub(command) => sub::run(&config()?, global, command).await?,
             Command::Dlq(command) => dlq::run(&config()?, global, command).await?,
             Command::Projection(command) => projection::run(&config()?, global, command).await?,
@@ -195,6 +222,8 @@ impl Cli {
             Command::Events(command) => return events::run(&config()?, global, command).await,
             Command::Streams(command) => streams::run(&config()?, global, command).await?,
             Command::Effects(command) => effects::run(&config()?, global, command).await?,
+            Command::Deliveries(arguments) => deliveries::run(&config()?, global, arguments).await?,
+            Command::Notify(command) => notify::run(config(), global, command).await?,
             Command::Clock(command) => clock::run(&config()?, global, command).await?,
             Command::Check(arguments) => return check::run(config(), global, &arguments).await,
             Command::Status(arguments) => return status::run(&config()?, global, &arguments).await,

@@ -1,16 +1,30 @@
 //! Where the database is and who asks: flags first, then the environment, then what suits most.
 
-use std::path::PathBuf;
+mod given;
+mod notify;
 
+use std::path::PathBuf;
+use std::time::Duration;
+
+use notification_subscribers::delivery::DeliverySettings;
+use notification_subscribers::{check_email, policy::Policy};
 use store::{Durability, Options, Secret};
 
 use crate::cli::Global;
 use crate::exit::{Code, Exit};
 
+pub(crate) use notify::HELP as NOTIFY_HELP;
+
 /// The environment variable that names the database.
 pub(crate) const DATABASE: &str = "HERALD_DATABASE";
 const PASSWORD_FILE: &str = "HERALD_DATABASE__PASSWORD_FILE";
 const DURABILITY: &str = "HERALD_DATABASE__DURABILITY";
+const TEAM_ADDRESS: &str = "HERALD_NOTIFY__TEAM_ADDRESS";
+const REMINDER_DUE_AFTER: &str = "HERALD_REMINDERS__DUE_AFTER";
+const REMINDER_MAIL_WINDOW: &str = "HERALD_REMINDERS__MAIL_WINDOW";
+const SAGA_DEADLINE: &str = "HERALD_SAGA__DEADLINE";
+/// A setting that is a time has at least one millisecond and at most a year: timers are kept that long.
+const LONGEST_TIME: Duration = Duration::from_secs(366 * 24 * 3_600);
 
 /// What a command needs to reach its database.
 #[derive(Clone, Debug)]
@@ -20,6 +34,10 @@ pub(crate) struct Config {
     pub(crate) test_mode: bool,
     /// Who asks, for the history.
     pub(crate) who: String,
+    /// How what is sent gets out.
+    pub(crate) notify: DeliverySettings,
+    /// By which numbers notifications are sent.
+    pub(crate) policy: Policy,
 }
 
 impl Config {
@@ -58,8 +76,43 @@ impl Config {
                     .with_hint("write full or power-cut-may-lose-commits"));
             }
         };
-        Ok(Self { url, options, test_mode: global.test_mode, who: user() })
+        Ok(Self {
+            url,
+            options,
+            test_mode: global.test_mode,
+            who: user(),
+            notify: notify::load()?,
+            policy: policy()?,
+        })
     }
+}
+
+/// The numbers of the notification system: of the environment, else the defaults.
+fn policy() -> Result<Policy, Exit> {
+    let defaults = Policy::default();
+    let team_address = environment(TEAM_ADDRESS)?;
+    if let Some(address) = &team_address {
+        check_email(address).map_err(|error| {
+            Exit::new(Code::Configuration, format!("{TEAM_ADDRESS} cannot be used: {error}"))
+        })?;
+    }
+    Ok(Policy {
+        reminder_due_after: time(REMINDER_DUE_AFTER, defaults.reminder_due_after)?,
+        reminder_mail_window: time(REMINDER_MAIL_WINDOW, defaults.reminder_mail_window)?,
+        saga_deadline: time(SAGA_DEADLINE, defaults.saga_deadline)?,
+        team_address,
+    })
+}
+
+/// A setting that is a time, such as `10m`.
+fn time(name: &str, default: Duration) -> Result<Duration, Exit> {
+    let Some(text) = environment(name)? else { return Ok(default) };
+    let time = humantime::parse_duration(&text).ok();
+    let time = time.filter(|time| (Duration::from_millis(1)..=LONGEST_TIME).contains(time));
+    time.ok_or_else(|| {
+        Exit::new(Code::Configuration, format!("{name} cannot be {text:?}"))
+            .with_hint("write a time such as 10m or 1h, at least 1ms and at most 366days")
+    })
 }
 
 /// A setting of the environment; an empty one is none.

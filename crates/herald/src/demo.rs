@@ -3,11 +3,13 @@
 //! Everything it shows is what a user would type and see: the daemon is a process of its own, and so is
 //! each command. It ends by itself and leaves nothing behind.
 
+use notification_subscribers::policy::Policy;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use clap::Args;
+use notification_subscribers::delivery::DeliverySettings;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -173,7 +175,14 @@ impl Stage {
 
     async fn scratch(&self) -> Result<store::Store, Exit> {
         let options = store::Options::default();
-        let config = Config { url: self.url.clone(), options, test_mode: false, who: "demo".to_owned() };
+        let config = Config {
+            url: self.url.clone(),
+            options,
+            test_mode: false,
+            who: "demo".to_owned(),
+            notify: DeliverySettings::default(),
+            policy: Policy::default(),
+        };
         app::connect(&config, false).await
     }
 

@@ -5,6 +5,7 @@ use serde::de::{DeserializeOwned, Error as _};
 
 use crate::event::{Event, NewEvent, Position};
 use crate::json::{InvalidJson, Json};
+use crate::schema_version::stated;
 
 /// Marks a type as a domain event. Implement it on immutable types that say what happened.
 pub trait DomainEvent: Serialize + DeserializeOwned {
@@ -32,21 +33,31 @@ pub struct UndecodableEvent {
 impl Event {
     /// Reads the payload, if the event is of this type; none if it is of another one.
     pub fn decode<E: DomainEvent>(&self) -> Option<Result<E, UndecodableEvent>> {
-        (self.event_type == E::TYPE).then(|| {
-            let undecodable =
-                |source| UndecodableEvent { position: self.position, expected: E::TYPE, source };
-            // What an older program wrote may well be read by this one, but never the other way round.
-            match self.schema_version() {
-                Ok(version) if version <= E::SCHEMA_VERSION => self.payload.to(),
-                Ok(version) => Err(serde_json::Error::custom(format!(
-                    "it has schema version {version} and this program knows {}; use the newer program",
-                    E::SCHEMA_VERSION
-                ))),
-                Err(error) => Err(serde_json::Error::custom(error)),
-            }
-            .map_err(undecodable)
-        })
+        let Self { position, event_type, payload, metadata, .. } = self;
+        decode(*position, event_type, payload, metadata)
     }
+}
+
+/// As [`Event::decode`], for who has no more of an event than this.
+pub fn decode<E: DomainEvent>(
+    position: Position,
+    event_type: &str,
+    payload: &Json,
+    metadata: &Json,
+) -> Option<Result<E, UndecodableEvent>> {
+    (event_type == E::TYPE).then(|| {
+        let undecodable = |source| UndecodableEvent { position, expected: E::TYPE, source };
+        // What an older program wrote may well be read by this one, but never the other way round.
+        match stated(metadata) {
+            Ok(version) if version <= E::SCHEMA_VERSION => payload.to(),
+            Ok(version) => Err(serde_json::Error::custom(format!(
+                "it has schema version {version} and this program knows {}; use the newer program",
+                E::SCHEMA_VERSION
+            ))),
+            Err(error) => Err(serde_json::Error::custom(error)),
+        }
+        .map_err(undecodable)
+    })
 }
 
 impl NewEvent {

@@ -56,7 +56,7 @@ pub use clock::{Clock, ClockError};
 pub use closed::{CLOSED, CloseError};
 pub use connection::Connection;
 pub use database::{ConnectError, Database, DatabaseKind, Durability, Options, Secret, Target};
-pub use domain_event::{DomainEvent, UndecodableEvent};
+pub use domain_event::{DomainEvent, UndecodableEvent, decode};
 pub use event::{Event, InvalidEvent, MAX_APPEND_EVENTS, MAX_METADATA_BYTES, MAX_PAYLOAD_BYTES, NewEvent};
 pub use event::{Position, Version};
 pub use export::{ExchangeProgress, ExportError, Exported};

@@ -298,6 +298,27 @@ impl Store {
         self.hooked(reading, page, |page| &page.events).await
     }
 
+    /// As [`Store::read_stream_backwards`], inside a transaction.
+    pub async fn read_stream_backwards_in(
+        &self,
+        tx: &mut Tx,
+        stream: &StreamName,
+        before: Option<Version>,
+        limit: usize,
+    ) -> Result<StreamPage, ReadError> {
+        let reading = Reading::Stream { stream, direction: Direction::Backwards, limit };
+        let page = async {
+            tx.usable()?;
+            let before = before.map(|version| version.0);
+            let query = stream_before(tx.kind(), stream, before, self.rows_at_once(limit));
+            let rows = fetch_in(tx.connection(), &query, MAX_PAGE_BYTES).await?;
+            let connection = Some(tx.connection());
+            self.refuse_closed(connection, stream, &rows, Direction::Backwards, before.is_none()).await?;
+            self.stream_page(rows, Direction::Backwards, limit)
+        };
+        self.hooked(reading, page, |page| &page.events).await
+    }
+
     /// The events of a closed stream are not shown. Its last event tells, where the rows reach it; elsewhere it is asked
     /// for. `is_first`: nothing of the stream stands before these rows.
     async fn refuse_closed(

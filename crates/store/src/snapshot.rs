@@ -17,6 +17,7 @@ use crate::read::{Bound, Direction, Query};
 use crate::store::Store;
 use crate::stream_name::StreamName;
 use crate::timestamp::Timestamp;
+use crate::tx::Tx;
 
 /// A state has at most this many bytes (S-18).
 pub const MAX_SNAPSHOT_BYTES: usize = 16 * 1024 * 1024;
@@ -144,22 +145,42 @@ impl Store {
         schema_number: u32,
         up_to: Option<Version>,
     ) -> Result<Option<Snapshot>, SnapshotError> {
+        self.find_snapshot(None, stream, schema_number, up_to).await
+    }
+
+    /// As [`Store::snapshot`], inside a transaction.
+    pub async fn snapshot_in(
+        &self,
+        tx: &mut Tx,
+        stream: &StreamName,
+        schema_number: u32,
+        up_to: Option<Version>,
+    ) -> Result<Option<Snapshot>, SnapshotError> {
+        self.find_snapshot(Some(tx), stream, schema_number, up_to).await
+    }
+
+    async fn find_snapshot(
+        &self,
+        mut tx: Option<&mut Tx>,
+        stream: &StreamName,
+        schema_number: u32,
+        up_to: Option<Version>,
+    ) -> Result<Option<Snapshot>, SnapshotError> {
+        let sql = "SELECT s.version, s.state, s.taken_at
+                     FROM herald_snapshots AS s
+                     JOIN herald_events AS e
+                       ON e.stream = s.stream AND e.version = s.version AND e.id = s.event_id
+                    WHERE s.stream = $1 AND s.version <= $2 AND s.schema_number = $3
+                    ORDER BY s.version DESC
+                    LIMIT 1";
         let mut up_to = up_to.unwrap_or(Version(i64::MAX));
         // As often as snapshots are kept, and none of them can be read.
         loop {
-            let found: Option<(Version, String, Timestamp)> = self
-                .database()
-                .fetch_optional(
-                    "SELECT s.version, s.state, s.taken_at
-                       FROM herald_snapshots AS s
-                       JOIN herald_events AS e
-                         ON e.stream = s.stream AND e.version = s.version AND e.id = s.event_id
-                      WHERE s.stream = $1 AND s.version <= $2 AND s.schema_number = $3
-                      ORDER BY s.version DESC
-                      LIMIT 1",
-                    (stream.as_str().to_owned(), up_to, i64::from(schema_number)),
-                )
-                .await?;
+            let values = (stream.as_str().to_owned(), up_to, i64::from(schema_number));
+            let found: Option<(Version, String, Timestamp)> = match &mut tx {
+                Some(tx) => tx.fetch_optional(sql, values).await?,
+                None => self.database().fetch_optional(sql, values).await?,
+            };
             let Some((version, state, taken_at)) = found else { return Ok(None) };
             match Json::from_row(&state) {
                 Ok(state) => return Ok(Some(Snapshot { version, schema_number, state, taken_at })),

@@ -8,7 +8,8 @@ use std::collections::HashMap;
 
 use store::{
     Append, DomainEvent, Event, ExpectedVersion, InvalidJson, InvalidStreamName, Json, NewEvent, Position,
-    ReadError, Sql, Store, StreamName, TableName, Timestamp, Tx, Values, Version,
+    ReadError, Snapshot, SnapshotError, Sql, Store, StreamName, StreamPage, TableName, Timestamp, Tx,
+    UndecodableEvent, Values, Version,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -262,8 +263,41 @@ impl<'a> Context<'a> {
         Cause { context: self, origin }
     }
 
-    pub(crate) fn store(&self) -> &'a Store {
+    /// The log, such as for its clock. Whoever reads it through this handle does so beside the transaction; appends
+    /// past this context are refused.
+    pub fn store(&self) -> &'a Store {
         self.engine.store()
+    }
+
+    /// The events of a stream from a version on, as [`Store::read_stream`]: what is committed, without what this unit
+    /// appends.
+    pub async fn read_stream(
+        &mut self,
+        stream: &StreamName,
+        from_version: i64,
+        limit: usize,
+    ) -> Result<StreamPage, ContextError> {
+        let store = self.engine.store();
+        // Reading does not take SQLite's write lock: the transaction is used only if it is open. But then it is, so
+        // that a unit never waits for a second connection.
+        Ok(match &mut self.tx {
+            Some(tx) => store.read_stream_in(tx, stream, from_version, limit).await?,
+            None => store.read_stream(stream, from_version, limit).await?,
+        })
+    }
+
+    /// The newest snapshot of a stream at or below a version, as [`Store::snapshot`].
+    pub async fn snapshot(
+        &mut self,
+        stream: &StreamName,
+        schema_number: u32,
+        up_to: Version,
+    ) -> Result<Option<Snapshot>, SnapshotError> {
+        let store = self.engine.store();
+        match &mut self.tx {
+            Some(tx) => store.snapshot_in(tx, stream, schema_number, Some(up_to)).await,
+            None => store.snapshot(stream, schema_number, Some(up_to)).await,
+        }
     }
 
     pub(crate) fn writing(&self) -> watch::Receiver<Writing> {
@@ -335,6 +369,18 @@ pub struct PastEvent {
     pub event_type: String,
     /// Its payload.
     pub payload: Json,
+    /// Its metadata.
+    pub metadata: Json,
+    /// Where it stands; none if this unit appends it.
+    pub position: Option<Position>,
+}
+
+impl PastEvent {
+    /// As [`Event::decode`].
+    pub fn decode<E: DomainEvent>(&self) -> Option<Result<E, UndecodableEvent>> {
+        let position = self.position.unwrap_or(Position::START);
+        store::decode(position, &self.event_type, &self.payload, &self.metadata)
+    }
 }
 
 /// A stream as a handler sees it.
@@ -350,6 +396,18 @@ pub struct LoadedStream {
 const STREAM_PAGE: usize = 1_000;
 
 impl Cause<'_, '_> {
+    /// The event that is the causation of everything that this brings about.
+    pub fn causation_id(&self) -> Uuid {
+        self.origin.stored_id
+    }
+
+    /// The same cause for what begins a work of its own: what it brings about does not belong to the cause's correlation.
+    #[must_use]
+    pub fn without_correlation(mut self) -> Self {
+        self.origin.correlation_id = None;
+        self
+    }
+
     /// Appends an event when this unit commits.
     ///
     /// Its id is derived from the cause, so it is appended once however often this is repeated. It gets the
@@ -362,6 +420,16 @@ impl Cause<'_, '_> {
         payload: Json,
     ) -> Result<Uuid, ContextError> {
         self.plan(stream, expected, NewEvent::new(event_type, payload))
+    }
+
+    /// As [`Cause::append`], of an event with metadata. Its id, correlation and causation are set here.
+    pub fn append_new(
+        &mut self,
+        stream: &StreamName,
+        expected: ExpectedVersion,
+        event: NewEvent,
+    ) -> Result<Uuid, ContextError> {
+        self.plan(stream, expected, event)
     }
 
     /// As [`Cause::append`], of a typed event, in the form in which that is written today.
@@ -411,16 +479,16 @@ impl Cause<'_, '_> {
     /// Reads a stream to decide on, with what this unit has appended to it so far. It may grow before this unit
     /// commits; then the expected version tells, and the unit is repeated.
     pub async fn load(&mut self, stream: &StreamName) -> Result<LoadedStream, ContextError> {
-        let store = self.context.engine.store();
         let mut events = Vec::new();
         let mut count = 0;
         loop {
-            // Reading does not take SQLite's write lock: the transaction is used only if it is open.
-            let page = match &mut self.context.tx {
-                Some(tx) => store.read_stream_in(tx, stream, count, STREAM_PAGE).await?,
-                None => store.read_stream(stream, count, STREAM_PAGE).await?,
-            };
-            events.extend(page.events.into_iter().map(|event| (event.event_type, event.payload)));
+            let page = self.context.read_stream(stream, count, STREAM_PAGE).await?;
+            events.extend(page.events.into_iter().map(|event| PastEvent {
+                event_type: event.event_type,
+                payload: event.payload,
+                metadata: event.metadata,
+                position: Some(event.position),
+            }));
             // Not the number of events: upcasters may show one as several or as none.
             count = page.scanned_to.map_or(count, |last| last.0 + 1);
             if page.next.is_none() {
@@ -428,16 +496,15 @@ impl Cause<'_, '_> {
             }
         }
         let own = self.context.appends.iter().filter(|append| append.stream == *stream);
-        for new in own.flat_map(|append| &append.events) {
-            events.push((new.event_type.clone(), new.payload.clone()));
+        for new in own.flat_map(|append| append.events.clone()) {
+            let NewEvent { event_type, payload, metadata, .. } = new;
+            events.push(PastEvent { event_type, payload, metadata, position: None });
             count += 1;
         }
         let expected = match count {
             0 => ExpectedVersion::NoStream,
             count => ExpectedVersion::Exactly(Version(count - 1)),
         };
-        let events =
-            events.into_iter().map(|(event_type, payload)| PastEvent { event_type, payload }).collect();
         Ok(LoadedStream { events, expected })
     }
 }

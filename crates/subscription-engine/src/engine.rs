@@ -62,7 +62,7 @@ pub struct Settings {
     pub poll: Duration,
     /// How often [`Engine::catch_up`] goes round before it says that subscribers keep each other busy.
     pub catch_up_rounds: usize,
-    /// Effects that a worker sends at the same time, at most.
+    /// Effects of one kind that a worker sends at the same time, at most.
     pub effects_at_once: usize,
     /// A subscription that has something to do and a worker, and shows no progress for this long, is stalled.
     pub stalled_after: Duration,

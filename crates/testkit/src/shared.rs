@@ -13,6 +13,7 @@ use crate::cluster::{Cluster, ClusterError};
 
 const GIVEN: &str = "HERALD_TEST_POSTGRES_URL";
 const REQUIRE: &str = "HERALD_TEST_REQUIRE_POSTGRES";
+const REQUIRE_PROGRAMS: &str = "HERALD_TEST_REQUIRE_PROGRAMS";
 const LIST: &str = "HERALD_TEST_LEFT_OUT";
 
 /// The server for all tests of this process: the one `HERALD_TEST_POSTGRES_URL` names, otherwise a throw-away
@@ -61,15 +62,31 @@ pub fn own_postgres_or_left_out(test_name: &str) -> Option<Cluster> {
     }
 }
 
+/// What a test needs besides, or `None` and a loud word about `test_name` where it is not installed.
+///
+/// Panics where `HERALD_TEST_REQUIRE_PROGRAMS` is `1` (`tests/run`).
+#[track_caller]
+pub fn program_or_left_out(test_name: &str, need: &str, found: Option<PathBuf>) -> Option<PathBuf> {
+    if found.is_none() {
+        assert!(env::var(REQUIRE_PROGRAMS).as_deref() != Ok("1"), "{test_name} needs {need}");
+        note_left_out(test_name, &format!("needs {need}"), "a program is missing");
+    }
+    found
+}
+
 #[track_caller]
 fn leave_out(test_name: &str, need: &str, error: &ClusterError) {
     let required = env::var(REQUIRE).is_ok_and(|value| value == "1");
     if required || !matches!(error, ClusterError::NoServer(_)) {
         panic!("{test_name} {need}: could not {error}");
     }
+    note_left_out(test_name, &format!("{need}: could not {error}"), "no PostgreSQL");
+}
+
+fn note_left_out(test_name: &str, why: &str, in_short: &str) {
     let list = list_of_left_out();
-    say(&format!("TEST LEFT OUT: {test_name} {need}: could not {error} (listed in {})", list.display()));
-    if let Err(error) = add_line(&list, test_name) {
+    say(&format!("TEST LEFT OUT: {test_name} {why} (listed in {})", list.display()));
+    if let Err(error) = add_line(&list, &format!("{test_name}: {in_short}")) {
         say(&format!("testkit: could not add {test_name} to {}: {error}", list.display()));
     }
 }
@@ -92,8 +109,7 @@ fn list_of_left_out() -> PathBuf {
 }
 
 /// Once for each test, however often it is run.
-fn add_line(list: &Path, test_name: &str) -> io::Result<()> {
-    let line = format!("{test_name}: no PostgreSQL");
+fn add_line(list: &Path, line: &str) -> io::Result<()> {
     if fs::read_to_string(list).is_ok_and(|listed| listed.lines().any(|listed| listed == line)) {
         return Ok(());
     }

@@ -23,6 +23,9 @@ pub(crate) enum Command {
         /// Its name, with or without the package
         projection: String,
     },
+    /// Build every projection anew, one after the other; what takes actions is left alone
+    #[command(after_help = "Example:\n  herald projection replayall")]
+    Replayall,
 }
 
 /// The progress bar is this wide.
@@ -41,7 +44,19 @@ pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> R
     match command {
         // The projections are code: no database is needed to list them.
         Command::List => list(global),
-        Command::Replay { projection } => replay(config, global, &projection).await,
+        Command::Replay { projection } => {
+            let projection = resolve(&projection)?;
+            let app = App::open(config).await?;
+            let replayed = replay(&app, global, &projection).await;
+            app.store.close().await;
+            let events = replayed?.to_string();
+            if global.output.is_json() {
+                let data = serde_json::json!({ "projection": projection.identifier, "events": events });
+                return json("herald.projection.replay/1", &data);
+            }
+            Ok(())
+        }
+        Command::Replayall => replay_all(config, global).await,
     }
 }
 
@@ -57,7 +72,8 @@ fn describe(definition: &Definition) -> Option<Projection> {
     let identifier = definition.projection()?;
     let (package, name) = identifier.split_once(':')?;
     let namespace: Vec<String> = package.split('.').map(capitalised).collect();
-    let class = format!("{}\\{}Projector", namespace.join("\\"), capitalised(name));
+    let class: String = name.split('-').map(capitalised).collect();
+    let class = format!("{}\\{class}Projector", namespace.join("\\"));
     Some(Projection { id: definition.id().to_owned(), identifier, package, name, class })
 }
 
@@ -100,32 +116,55 @@ pub(crate) fn progress_of(name: &str) -> impl FnMut(Position, Position) {
     }
 }
 
-async fn replay(config: &Config, global: &Global, name: &str) -> Result<(), Exit> {
-    let projection = resolve(name)?;
+/// All of them, even where one fails; the first failure is told at the end.
+async fn replay_all(config: &Config, global: &Global) -> Result<(), Exit> {
     let app = App::open(config).await?;
+    let (mut events, mut failed) = (0, None);
+    let mut replayed = Vec::new();
+    for projection in projections() {
+        match replay(&app, global, &projection).await {
+            Ok(count) => {
+                events += count;
+                let count = count.to_string();
+                replayed.push(serde_json::json!({ "projection": projection.identifier, "events": count }));
+            }
+            Err(exit) => {
+                note(&format!("{}: {exit}", projection.name));
+                failed.get_or_insert(exit);
+            }
+        }
+    }
+    app.store.close().await;
+    if let Some(exit) = failed {
+        return Err(exit);
+    }
+    if global.output.is_json() {
+        return json("herald.projection.replayall/1", &replayed);
+    }
+    line(&format!("Replayed {events} event(s) for {} projection(s).", replayed.len()));
+    Ok(())
+}
+
+/// Replays one, and says how many events that were.
+async fn replay(app: &App, global: &Global, projection: &Projection) -> Result<u64, Exit> {
     let quiet = global.output.is_json();
     if !quiet {
         line(&format!("Replaying events for projection \"{}\" ...", projection.identifier));
     }
-    warn_of_replay(&app, &projection.id).await?;
+    warn_of_replay(app, &projection.id).await?;
     let reason = global.reason.as_deref().unwrap_or("replayed");
     let outcome = app.engine.replay(&projection.id, reason, progress_of(projection.name)).await?;
-    app.store.close().await;
     match outcome {
-        Outcome::CaughtUp { events } | Outcome::Parked { events, .. } if quiet => {
-            let data =
-                serde_json::json!({ "projection": projection.identifier, "events": events.to_string() });
-            json("herald.projection.replay/1", &data)
-        }
+        Outcome::CaughtUp { events } | Outcome::Parked { events, .. } if quiet => Ok(events),
         Outcome::Parked { events, parked, .. } => {
             line(&format!("Replayed {events} event(s), {} of them dead letters.", parked.letters));
             note(&format!("See them: herald dlq list {}", projection.id));
-            Ok(())
+            Ok(events)
         }
         Outcome::CaughtUp { events } => {
             line(&format!("{events:>5} [{}]", "=".repeat(BAR)));
             line(&format!("Replayed {events} event(s)."));
-            Ok(())
+            Ok(events)
         }
         Outcome::Busy => {
             Err(Exit::new(Code::Busy, "another worker has the projection").with_hint("try again"))

@@ -354,8 +354,14 @@ fn what_to_know(overview: &Overview, now: Timestamp) -> String {
     words.flatten().collect::<Vec<_>>().join("; ")
 }
 
+/// How many attempts there are at most, if anybody would count so far.
+fn of_attempts(overview: &Overview) -> String {
+    let max = overview.max_attempts.filter(|max| *max < u32::MAX);
+    max.map_or_else(String::new, |max| format!(" of {max}"))
+}
+
 fn what_its_state_says(overview: &Overview, now: Timestamp) -> String {
-    let attempts = overview.max_attempts.map_or_else(String::new, |max| format!(" of {max}"));
+    let attempts = of_attempts(overview);
     match &overview.subscription.state {
         State::Error { failure, next_retry: Some(at), .. } => format!(
             "attempt {}{attempts} in {}: {}",

@@ -1,17 +1,18 @@
 //! `herald user`: what people do with notifications.
 
 mod fresh;
+mod history;
 
-use ::store::{Fault, ReadError, Timestamp};
-use aggregate::{Aggregate, ExecuteError, Provenance};
+use ::store::{Fault, Timestamp};
+use aggregate::{Aggregate, Provenance};
 use clap::Subcommand;
 use notification_subscribers::{
-    Inbox, User, UserCommand, UserContext, UserId, UserRefusal, UserState, users,
+    Inbox, Now, User, UserCommand, UserContext, UserId, UserRefusal, UserState, users,
 };
-use uuid::Uuid;
 
 use crate::app::App;
-use crate::cli::{Global, parse_time};
+use crate::cli::Global;
+use crate::cli::deciding::{Refused, Sending, check_at, exit_of, exit_of_notify, note_repetition};
 use crate::config::Config;
 use crate::exit::{Code, Exit};
 use crate::output::{Format, json, line, list, note};
@@ -22,15 +23,15 @@ const SHOWN: i64 = 1_000;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Send a notification to a user
-    #[command(after_help = "Example:\n  herald user notify user1 \"The first message\"")]
+    #[command(after_help = "Examples:\n  herald user notify user1 \"The first message\"\n  \
+                      herald user notify user1 \"Your order is ready\" --idempotency-key order-4711-ready")]
     Notify {
         /// Who
         user: String,
         /// What
         message: String,
-        /// The time it is, in test mode
-        #[arg(long, value_name = "TIME", value_parser = parse_time)]
-        at: Option<Timestamp>,
+        #[command(flatten)]
+        sending: Sending,
     },
     /// Show what is pending for a user
     #[command(after_help = "Example:\n  herald user inbox user1")]
@@ -49,76 +50,77 @@ pub(crate) enum Command {
         /// Which
         notification: String,
     },
+    /// Show every notification of a user, and whether it was seen before an instant
+    #[command(after_help = history::HELP)]
+    History(history::Arguments),
 }
 
 pub(crate) async fn run(config: &Config, global: &Global, command: Command) -> Result<(), Exit> {
     match command {
-        Command::Notify { user, message, at } => {
-            let notification = Uuid::new_v4().to_string();
-            let notify = UserCommand::Notify { notification_id: notification.clone(), message };
-            execute(config, &user, notify, at).await?;
-            if global.output.is_json() {
-                let data = serde_json::json!({ "user": user, "notification": notification });
-                return json("herald.user.notify/1", &data);
-            }
-            line(&format!("Sent notification {notification} to user {user}."));
+        Command::Notify { user, message, sending } => {
+            return notify(config, global, &user, message, &sending).await;
         }
         Command::Inbox { user, skip } => return inbox(config, global, &user, i64::from(skip)).await,
         Command::Acknowledge { user, notification } => {
             let acknowledge = UserCommand::Acknowledge { notification_id: notification.clone() };
-            execute(config, &user, acknowledge, None).await?;
+            execute(config, &user, &acknowledge).await?;
             if global.output.is_json() {
                 let data = serde_json::json!({ "user": user, "notification": notification });
                 return json("herald.user.acknowledge/1", &data);
             }
             line(&format!("Notification {notification} was acknowledged."));
         }
+        Command::History(arguments) => return history::run(config, global, arguments).await,
     }
     Ok(())
 }
 
-async fn execute(
+async fn notify(
     config: &Config,
+    global: &Global,
     user: &str,
-    command: UserCommand,
-    at: Option<Timestamp>,
+    message: String,
+    sending: &Sending,
 ) -> Result<(), Exit> {
+    let request = sending.request(None);
+    let notification = request.notification_id.to_string();
     let user_id = checked(user)?;
+    let command = UserCommand::Notify { notification_id: notification.clone(), message: message.clone() };
     refuse_at_once(&user_id, &command)?;
     let app = App::open_or_set_up(config).await?;
-    let clock = app.store.clock();
-    if at.is_some() && !clock.is_manual() {
-        return Err(Exit::new(Code::Usage, "--at is for stores in test mode only"));
-    }
-    let now = match at {
-        Some(at) => at,
-        None => clock.now().await?,
-    };
-    let stream = user_id.stream();
-    let context = UserContext { user_id, now };
-    let users = users(app.store.clone());
-    let result = users.execute(&stream, &command, &context, &Provenance::default()).await;
+    check_at(&app, sending.at)?;
+    let (stream, users) = (user_id.stream(), users(app.store.clone()));
+    let now = Now::new(user_id, app.store.clock().clone()).at(sending.at);
+    let result = request.send(&app.store, &users, &stream, (&command, &message), &now).await;
     users.close().await;
     app.store.close().await;
-    match result {
-        Ok(_) => Ok(()),
-        Err(ExecuteError::Refused(refusal @ UserRefusal::NotPending { .. })) => {
-            Err(Exit::refusal(refusal.to_string()))
-        }
-        Err(ExecuteError::Refused(refusal)) => Err(Exit::new(Code::Usage, refusal.to_string())),
-        Err(error @ ExecuteError::Contended { .. }) => Err(Exit::new(Code::Busy, error.to_string())),
-        Err(error @ ExecuteError::Misrecorded { .. }) => {
-            Err(Exit::new(Code::Configuration, error.to_string()).with_hint(
-                "`herald store verify --fix` puts the table of streams right; no event is touched",
-            ))
-        }
-        Err(ExecuteError::Read(error @ ReadError::BadRow { .. })) => {
-            let exit = Exit::from(error);
-            let hint = exit.hint().unwrap_or_default().to_owned();
-            Err(exit
-                .with_hint(format!("until {user} can be read again, nothing can be decided for it: {hint}")))
-        }
-        Err(error) => Err(error.into()),
+    let sent = result.map_err(|error| exit_of_notify(error, refused))?;
+    note_repetition(sent);
+    if global.output.is_json() {
+        let data = serde_json::json!({ "user": user, "notification": notification });
+        return json("herald.user.notify/1", &data);
+    }
+    line(&format!("Sent notification {notification} to user {user}."));
+    Ok(())
+}
+
+async fn execute(config: &Config, user: &str, command: &UserCommand) -> Result<(), Exit> {
+    let user_id = checked(user)?;
+    let app = App::open_or_set_up(config).await?;
+    let (stream, users) = (user_id.stream(), users(app.store.clone()));
+    let now = Now::new(user_id, app.store.clock().clone());
+    let result = users.execute_with(&stream, command, &now, &Provenance::default()).await;
+    users.close().await;
+    app.store.close().await;
+    result.map(|_| ()).map_err(|error| exit_of(error, refused))
+}
+
+fn refused(refused: Refused<UserRefusal>) -> Exit {
+    match refused {
+        Refused::By(refusal) if refusal.is_of_the_command() => Exit::new(Code::Usage, refusal.to_string()),
+        Refused::By(refusal) => Exit::refusal(refusal.to_string()),
+        // Users are not set up: whatever is asked of one can be decided.
+        Refused::AlreadyExists | Refused::NotFound => Exit::new(Code::Failed, "there is no such user"),
     }
 }
 
@@ -126,9 +128,7 @@ async fn execute(
 fn refuse_at_once(user_id: &UserId, command: &UserCommand) -> Result<(), Exit> {
     let context = UserContext { user_id: user_id.clone(), now: Timestamp::from_micros(0) };
     match User::decide(&UserState::default(), command, &context) {
-        Err(refusal @ (UserRefusal::EmptyMessage | UserRefusal::MessageTooLong(_))) => {
-            Err(Exit::new(Code::Usage, refusal.to_string()))
-        }
+        Err(refusal) if refusal.is_of_the_command() => Err(Exit::new(Code::Usage, refusal.to_string())),
         _ => Ok(()),
     }
 }

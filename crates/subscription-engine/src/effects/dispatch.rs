@@ -4,11 +4,12 @@
 //! It looks at each owner and kind in turn, so that a long queue of one does not hold up the others. Whoever stops
 //! it waits until what is under way has been written down.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use store::{Timestamp, messages};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -41,6 +42,8 @@ struct Dispatcher {
     criteria: Criteria,
     by: Uuid,
     sending: JoinSet<Result<(), EngineError>>,
+    /// How many of each kind may still begin.
+    slots: BTreeMap<String, Arc<Semaphore>>,
     stopping: watch::Receiver<bool>,
     attempts: u64,
     /// The kind and the owner that were served last.
@@ -53,9 +56,7 @@ struct Dispatcher {
 enum Round {
     /// Something was taken or written; go round again.
     Moved,
-    /// As many are under way as may be.
-    Full,
-    /// Nothing is due before then.
+    /// Nothing is due before then, but what has to wait until others of its kind are done.
     Idle(Option<Timestamp>),
     /// Others have what is due.
     Busy,
@@ -71,6 +72,7 @@ impl Dispatcher {
             criteria,
             by,
             sending,
+            slots: BTreeMap::new(),
             stopping,
             attempts: 0,
             served: (String::new(), String::new()),
@@ -103,15 +105,17 @@ impl Dispatcher {
         due.rotate_left(before);
         let (mut moved, mut busy) = (false, false);
         for (owner, delivery) in due {
-            if self.sending.len() >= self.engine.settings().effects_at_once.max(1) {
-                return Ok(Round::Full);
-            }
+            // A server that takes its time holds up what is sent through it, and no other kind.
+            let Some(slot) = self.slot(delivery.kind()) else { continue };
             self.served = (delivery.kind().to_owned(), owner.clone());
             match claim(&self.engine, &owner, &delivery, self.by).await? {
                 Look::Claimed(claimed) => {
                     self.attempts += 1;
                     let send = deliver::send(self.engine.clone(), *claimed, self.stopping.clone());
-                    self.sending.spawn(send);
+                    self.sending.spawn(async move {
+                        let _slot = slot;
+                        send.await
+                    });
                     moved = true;
                 }
                 Look::Changed => moved = true,
@@ -124,6 +128,13 @@ impl Dispatcher {
             (false, true) => Round::Busy,
             (false, false) => Round::Idle(next),
         })
+    }
+
+    /// Room for one more of this kind, as long as it is kept.
+    fn slot(&mut self, kind: &str) -> Option<OwnedSemaphorePermit> {
+        let at_once = self.engine.settings().effects_at_once.clamp(1, Semaphore::MAX_PERMITS);
+        let slots = self.slots.entry(kind.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(at_once)));
+        Arc::clone(slots).try_acquire_owned().ok()
     }
 
     /// Takes note of what has been sent.
@@ -214,11 +225,10 @@ pub(crate) async fn keep_delivering(
                 back_off = FIRST_BACK_OFF;
                 continue;
             }
-            Ok(Round::Full) => None,
-            Ok(Round::Busy) => Some(BUSY_PAUSE),
+            Ok(Round::Busy) => BUSY_PAUSE,
             Ok(Round::Idle(next)) => {
                 back_off = FIRST_BACK_OFF;
-                Some(until_due(&engine, next).await.min(poll))
+                until_due(&engine, next).await.min(poll)
             }
             Ok(Round::Stalled(why)) => {
                 tracing::warn!("effects are stalled: {why}; trying again in {back_off:?}");
@@ -237,7 +247,7 @@ pub(crate) async fn keep_delivering(
         let is_sending = !dispatcher.sending.is_empty();
         let ended = tokio::select! {
             ended = dispatcher.one_done(), if is_sending => ended,
-            () = async { wake.wait(wait.unwrap_or(poll)).await }, if wait.is_some() => Ok(()),
+            () = async { wake.wait(wait).await } => Ok(()),
             () = until(stopping.clone()) => Ok(()),
         };
         if let Err(error) = ended {

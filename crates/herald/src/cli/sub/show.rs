@@ -9,7 +9,7 @@ use crate::cli::Global;
 use crate::cli::findings::standing_text;
 use crate::cli::next::Next;
 use crate::cli::sub::next::commands;
-use crate::cli::sub::stalled_because;
+use crate::cli::sub::{of_attempts, stalled_because};
 use crate::exit::{Code, Exit};
 use crate::output::{duration, json, line, moment};
 
@@ -243,8 +243,9 @@ fn status(overview: &Overview, now: Timestamp) -> String {
         State::Error { next_retry: Some(at), .. } => {
             let due = duration(at.since(now));
             format!(
-                "{status} {since}: retry {} of {max} in {due} (at {})",
+                "{status} {since}: retry {}{} in {due} (at {})",
                 subscription.attempt + 1,
+                of_attempts(overview),
                 moment(*at)
             )
         }
