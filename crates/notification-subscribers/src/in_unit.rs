@@ -1,9 +1,8 @@
 //! An aggregate inside a handler: loaded with what the unit has appended, decided on, appended with the unit.
 
 use aggregate::{Aggregate, EventSet};
-use store::{Event, ExpectedVersion, Json, Position, StreamName, Timestamp, Version};
-use subscription_engine::{BoxError, Cause, PastEvent};
-use uuid::Uuid;
+use store::{ExpectedVersion, StreamName, Version};
+use subscription_engine::{BoxError, Cause};
 
 use crate::streams::Writer;
 
@@ -19,8 +18,8 @@ impl<A: Aggregate> InUnit<A> {
     pub(crate) async fn load(cause: &mut Cause<'_, '_>, stream: StreamName) -> Result<Self, BoxError> {
         let loaded = cause.load(&stream).await?;
         let mut state = A::State::default();
-        for past in loaded.events {
-            if let Some(event) = A::Event::decode(&as_event(&stream, past)) {
+        for past in &loaded.events {
+            if let Some(event) = A::Event::decode_past(past) {
                 state = A::evolve(state, &event?);
             }
         }
@@ -45,22 +44,5 @@ impl<A: Aggregate> InUnit<A> {
             self.state = A::evolve(std::mem::take(&mut self.state), event);
         }
         Ok(events)
-    }
-}
-
-/// What was loaded in the form that sets of events are read from.
-fn as_event(stream: &StreamName, past: PastEvent) -> Event {
-    Event {
-        position: Position::START,
-        stream: stream.clone(),
-        version: Version(0),
-        event_type: past.event_type,
-        payload: past.payload,
-        metadata: Json::empty_object(),
-        id: Uuid::nil(),
-        part_of: None,
-        correlation_id: None,
-        causation_id: None,
-        recorded_at: Timestamp::from_micros(0),
     }
 }

@@ -5,7 +5,7 @@
 //! told in `email-<id>`, `slack-<id>` or `webhook-<id>`.
 
 use serde::{Deserialize, Serialize};
-use store::{DomainEvent, StreamName, Timestamp};
+use store::{DomainEvent, Event, StreamName, Timestamp, UndecodableEvent};
 use uuid::Uuid;
 
 use crate::events::events;
@@ -26,6 +26,24 @@ pub const WEBHOOK_EVENTS: &str = "webhook";
 /// The stream of an operation in one of these categories.
 pub fn stream_of(category: &str, operation_id: Uuid) -> StreamName {
     StreamName::new(format!("{category}-{operation_id}")).expect("a category and an id make a name")
+}
+
+/// How the sending of a mail or a Slack message ended, if that is what an event tells: of which operation, and why it
+/// failed if it did.
+pub(crate) fn end_told_by(event: &Event) -> Result<Option<(Uuid, Option<String>)>, UndecodableEvent> {
+    Ok(if let Some(sent) = event.decode::<SucceededInSendingEmailEvent>() {
+        Some((sent?.operation_id, None))
+    } else if let Some(sent) = event.decode::<SucceededInSendingSlackMessageEvent>() {
+        Some((sent?.operation_id, None))
+    } else if let Some(failed) = event.decode::<FailedToSendEmailEvent>() {
+        let failed = failed?;
+        Some((failed.operation_id, Some(failed.reason)))
+    } else if let Some(failed) = event.decode::<FailedToSendSlackMessageEvent>() {
+        let failed = failed?;
+        Some((failed.operation_id, Some(failed.reason)))
+    } else {
+        None
+    })
 }
 
 events! {

@@ -14,7 +14,8 @@ use subscription_engine::{BoxError, Cause, Context, Definition, Poison, Subscrib
 use crate::events::{UserHasAcknowledgedNotification, UserWasNotified};
 use crate::in_unit::InUnit;
 use crate::operations::{
-    EMAIL_OPERATIONS, FailedToSendEmailEvent, SendEmailOp, SucceededInSendingEmailEvent, stream_of,
+    EMAIL_OPERATIONS, FailedToSendEmailEvent, SendEmailOp, SucceededInSendingEmailEvent, end_told_by,
+    stream_of,
 };
 use crate::policy::Policy;
 use crate::recipient::Recipient;
@@ -176,18 +177,6 @@ impl Subscriber for ReminderManager {
         }
         Ok(())
     }
-}
-
-/// Of which mail an event tells the end, and why it was not sent if it was not.
-fn end_told_by(event: &Event) -> Result<Option<(uuid::Uuid, Option<String>)>, BoxError> {
-    if let Some(sent) = event.decode::<SucceededInSendingEmailEvent>() {
-        return Ok(Some((sent?.operation_id, None)));
-    }
-    if let Some(failed) = event.decode::<FailedToSendEmailEvent>() {
-        let failed = failed?;
-        return Ok(Some((failed.operation_id, Some(failed.reason))));
-    }
-    Ok(None)
 }
 
 /// Whom a mail reminds; none if it is no reminder.

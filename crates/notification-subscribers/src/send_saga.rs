@@ -14,7 +14,7 @@ use aggregate::EventSet;
 use crate::in_unit::InUnit;
 use crate::notification::{Notification, NotificationCommand, notification_stream};
 use crate::operations::{
-    FailedToSendEmailEvent, FailedToSendSlackMessageEvent, SucceededInSendingEmailEvent,
+    self, FailedToSendEmailEvent, FailedToSendSlackMessageEvent, SucceededInSendingEmailEvent,
     SucceededInSendingSlackMessageEvent,
 };
 use crate::saga::{Saga, SagaCommand, SagaStartedEvent, saga_stream};
@@ -56,7 +56,7 @@ impl Subscriber for SendSaga {
                 let tracking_id = started?.tracking_id;
                 let payload = store::Json::empty_object();
                 cause.set_timer(tracking_id.to_string(), event.recorded_at.plus(self.deadline), payload)?;
-            } else if let Some(command) = end_told_by(event)? {
+            } else if let Some(command) = finished_by(event)? {
                 // Other mails than those of notifications end as well: those have no saga, or are not waited for.
                 let tracking_id = event.correlation_id.as_deref().and_then(|id| id.parse::<Uuid>().ok());
                 let Some(tracking_id) = tracking_id else { continue };
@@ -77,21 +77,9 @@ impl Subscriber for SendSaga {
     }
 }
 
-/// The end of a message, if that is what an event tells.
-fn end_told_by(event: &Event) -> Result<Option<SagaCommand>, BoxError> {
-    let (operation_id, reason) = if let Some(sent) = event.decode::<SucceededInSendingEmailEvent>() {
-        (sent?.operation_id, None)
-    } else if let Some(sent) = event.decode::<SucceededInSendingSlackMessageEvent>() {
-        (sent?.operation_id, None)
-    } else if let Some(failed) = event.decode::<FailedToSendEmailEvent>() {
-        let failed = failed?;
-        (failed.operation_id, Some(failed.reason))
-    } else if let Some(failed) = event.decode::<FailedToSendSlackMessageEvent>() {
-        let failed = failed?;
-        (failed.operation_id, Some(failed.reason))
-    } else {
-        return Ok(None);
-    };
+/// What the end of a message is to its saga, if that is what an event tells.
+fn finished_by(event: &Event) -> Result<Option<SagaCommand>, BoxError> {
+    let Some((operation_id, reason)) = operations::end_told_by(event)? else { return Ok(None) };
     let event_type = event.event_type.clone();
     Ok(Some(SagaCommand::OperationFinished { operation_id, event_type, reason }))
 }

@@ -18,7 +18,7 @@ use crate::notification::{
 };
 use crate::operations::{
     FailedToSendEmailEvent, FailedToSendSlackMessageEvent, SucceededInSendingEmailEvent,
-    SucceededInSendingSlackMessageEvent,
+    SucceededInSendingSlackMessageEvent, end_told_by,
 };
 use crate::recipient::DeliveryChannel;
 
@@ -178,22 +178,10 @@ impl Change {
             FailedToSendNotificationEvent => Failed,
             FailedNotificationSentToInternalTeamEvent => TeamTold
         );
-        // Reminders are mails as well, and belong to whatever they remind of.
+        // Reminders are mails as well, and belong to no notification that is tracked.
         let tracking_id = event.correlation_id.as_deref().and_then(|id| id.parse::<Uuid>().ok());
         let Some(tracking_id) = tracking_id else { return Ok(None) };
-        let (operation_id, failure) = if let Some(sent) = event.decode::<SucceededInSendingEmailEvent>() {
-            (sent?.operation_id, None)
-        } else if let Some(sent) = event.decode::<SucceededInSendingSlackMessageEvent>() {
-            (sent?.operation_id, None)
-        } else if let Some(failed) = event.decode::<FailedToSendEmailEvent>() {
-            let failed = failed?;
-            (failed.operation_id, Some(failed.reason))
-        } else if let Some(failed) = event.decode::<FailedToSendSlackMessageEvent>() {
-            let failed = failed?;
-            (failed.operation_id, Some(failed.reason))
-        } else {
-            return Ok(None);
-        };
+        let Some((operation_id, failure)) = end_told_by(event)? else { return Ok(None) };
         Ok(Some((tracking_id, Self::MessageEnded { operation_id, failure })))
     }
 
